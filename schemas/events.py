@@ -1,0 +1,252 @@
+"""What the two sides say to each other, in the order of one federation's life.
+
+Each event is the inner document of one envelope: a msgpack map whose ``type`` names it. ``request`` numbers
+the training requests to one device within one job; the update that answers it has the same number, so
+(job, device, request) is the update's id. ``base`` is the SHA-256 of the model that was trained on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from schemas.codec import pack, unpack
+from schemas.jobs import LocalSettings, TaskConfig
+from schemas.limits import BODY_BYTES_MAX, CHUNKS_MAX, PULL_CHUNKS_MAX, TEXT_CHARS_MAX
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Transfer = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
+Metrics = Annotated[dict[str, float], msgspec.Meta(max_length=64)]
+Index = Annotated[int, msgspec.Meta(ge=0, lt=CHUNKS_MAX)]
+Indices = Annotated[list[Index], msgspec.Meta(max_length=CHUNKS_MAX)]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of all events; never sent itself."""
+
+
+# Enrolment. Token, Join and Welcome come before there are keys to seal with: see enrolment.py.
+
+
+class ChallengeAnswer(Event, frozen=True, tag="challenge-answer"):
+    """Device: here is the challenge that the welcome held. Proves that it owns the X25519 key."""
+
+    challenge: Key
+
+
+class Enrolled(Event, frozen=True, tag="enrolled"):
+    """Coordinator: the device is active."""
+
+
+# Presence.
+
+
+class DeviceStatus(Event, frozen=True, tag="device-status"):
+    """Device, after each connection: what it is and what its owner allows."""
+
+    agent: Text
+    cores: Number
+    memory_bytes: Number
+    power: Literal["mains", "battery"]
+    tasks: Annotated[list[Text], msgspec.Meta(max_length=256)]
+    samples: Annotated[dict[str, int], msgspec.Meta(max_length=256)]
+
+
+class RequestRef(msgspec.Struct, frozen=True, array_like=True):
+    job: Name
+    request: Number
+
+
+class StateRequest(Event, frozen=True, tag="state-request"):
+    """Device, after each connection: this is what I hold; tell me what stands open."""
+
+    requests: Annotated[list[RequestRef], msgspec.Meta(max_length=1024)]
+    key_set: Number
+
+
+class StateReply(Event, frozen=True, tag="state-reply"):
+    """Coordinator: these requests stand open (they are sent again); what is not here needs no work."""
+
+    requests: Annotated[list[RequestRef], msgspec.Meta(max_length=1024)]
+
+
+# One round.
+
+
+class TrainingRequest(Event, frozen=True, tag="training-request"):
+    """Coordinator: please train. ``manifest`` and ``layout`` are signed (models.py); ``deadline_s`` counts
+    from sending and is for planning only; the update is sealed to ``update_key``, made for this request.
+    """
+
+    job: Name
+    request: Number
+    round: Number
+    base: Digest
+    task: Text
+    dataset: Text
+    config: TaskConfig
+    local: LocalSettings
+    manifest: bytes
+    layout: bytes
+    job_key: Key
+    update_key: Key
+    chunk_bytes: Number
+    deadline_s: float
+
+
+class Accept(Event, frozen=True, tag="accept"):
+    """Device: I will train; the request is durable here."""
+
+    job: Name
+    request: Number
+
+
+class Decline(Event, frozen=True, tag="decline"):
+    """Device: I will not, or no longer. ``reason`` is one of `DECLINE_REASONS`."""
+
+    job: Name
+    request: Number
+    reason: Text
+    text: Text
+
+
+DECLINE_REASONS = ("policy", "data", "task", "memory", "time", "worker", "busy", "base")
+
+
+class ChunkPull(Event, frozen=True, tag="chunk-pull"):
+    """Device: send me these chunks of a model."""
+
+    transfer: Transfer
+    chunks: Annotated[list[Index], msgspec.Meta(max_length=PULL_CHUNKS_MAX)]
+
+
+class Vector(msgspec.Struct, frozen=True, array_like=True):
+    """One named flat vector of an update: float32, little-endian."""
+
+    name: Text
+    length: Number
+
+
+class Update(Event, frozen=True, tag="update"):
+    """Device: the result. The vectors' bytes, in order, are ``inline`` or the content of the chunks.
+
+    ``content`` is their SHA-256; ``train_s`` the time inside the task's ``train``; ``evaluation`` what the
+    *received* model scored on the device's held-out part.
+    """
+
+    job: Name
+    request: Number
+    base: Digest
+    vectors: Annotated[list[Vector], msgspec.Meta(min_length=1, max_length=16)]
+    samples: Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
+    steps: Number
+    train_s: float
+    metrics: Metrics
+    evaluation: Metrics
+    content: Digest
+    inline: bytes = b""
+
+
+class Grant(Event, frozen=True, tag="grant"):
+    """Coordinator: you may send these chunks now."""
+
+    transfer: Transfer
+    chunks: Indices
+
+
+class Bitmap(Event, frozen=True, tag="bitmap"):
+    """Coordinator: what I hold of your transfer; bit i of byte i//8, lowest first."""
+
+    transfer: Transfer
+    have: Annotated[bytes, msgspec.Meta(max_length=CHUNKS_MAX // 8)]
+
+
+class Receipt(Event, frozen=True, tag="receipt"):
+    """Coordinator: the update named by ``digest`` is durable here; you may forget it.
+
+    ``digest`` is SHA-256 of the sealed body that came first under this id; ``index`` and ``head`` are the
+    journal's when it became durable.
+    """
+
+    job: Name
+    request: Number
+    digest: Digest
+    index: Number
+    head: Digest
+
+
+class Verdict(Event, frozen=True, tag="verdict"):
+    """Coordinator: what became of a receipted update."""
+
+    job: Name
+    request: Number
+    folded: bool
+    reason: Text
+    round: Number
+
+
+class JobFinished(Event, frozen=True, tag="job-finished"):
+    """Coordinator: no more requests of this job will come."""
+
+    job: Name
+    state: Text
+    version: Number
+
+
+# Refusals and farewells.
+
+
+class Stale(Event, frozen=True, tag="stale"):
+    """Coordinator: below your replay window; sign it again above ``high``."""
+
+    high: Number
+    transfer: Transfer
+
+
+class Refusal(Event, frozen=True, tag="refusal"):
+    """Either side: a message of yours was not taken. ``code`` as in errors.py, or of the coordinator."""
+
+    code: Text
+    text: Text
+
+
+class Revoked(Event, frozen=True, tag="revoked"):
+    """Coordinator: you are no longer a member; forget the federation's models."""
+
+    reason: Text
+
+
+FromDevice = ChallengeAnswer | DeviceStatus | StateRequest | Accept | Decline | ChunkPull | Update | Refusal
+FromCoordinator = (
+    Enrolled
+    | StateReply
+    | TrainingRequest
+    | Grant
+    | Bitmap
+    | Receipt
+    | Verdict
+    | JobFinished
+    | Stale
+    | Refusal
+    | Revoked
+)
+
+
+def encode_event(event: Event) -> bytes:
+    """The inner document of an event."""
+    return pack(event)
+
+
+def decode_from_device(inner: bytes) -> FromDevice:
+    """What a device said. Raises `Malformed`."""
+    return unpack(inner, FromDevice, bytes_max=BODY_BYTES_MAX)  # type: ignore[arg-type]  # a union
+
+
+def decode_from_coordinator(inner: bytes) -> FromCoordinator:
+    """What the coordinator said. Raises `Malformed`."""
+    return unpack(inner, FromCoordinator, bytes_max=BODY_BYTES_MAX)  # type: ignore[arg-type]  # a union

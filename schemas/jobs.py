@@ -1,0 +1,85 @@
+"""What an operator asks for: the specification of one training job. Impossible mixes are refused here."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+import msgspec
+
+from schemas.errors import JobRefused
+from schemas.ids import checked_name
+
+Scalar = str | int | float | bool | None
+TaskConfig = dict[str, Scalar | list[int] | list[float] | list[str]]
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
+class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a device trains in one round: SGD on its own data.
+
+    ``steps_max`` bounds the optimiser steps (0: no bound). ``seed`` fixes the order of the batches.
+    """
+
+    epochs: Positive = 1
+    batch_size: Positive = 32
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e4)] = 0.1
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1e4)] = 0.0
+    steps_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One job. Synchronous rounds of FedAvg (McMahan et al. 2017, algorithm 1), weighted by samples.
+
+    ``cohort`` devices are wanted per round; ``over_selection`` times as many are asked. A round closes
+    when ``cohort`` updates were folded, or everybody asked has answered, or after ``deadline_s`` with at
+    least ``min_reports`` folded; with fewer it goes on and asks further devices.
+    """
+
+    name: str
+    task: str
+    dataset: str = ""  # which of the device's data sets; empty: the one named like the task
+    config: TaskConfig = {}
+    local: LocalSettings = LocalSettings()
+    rounds: Positive = 10
+    cohort: Positive = 2
+    min_reports: Positive = 1
+    over_selection: Annotated[float, msgspec.Meta(ge=1, le=10)] = 1.0
+    deadline_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 600.0
+    update_norm_max: Annotated[float, msgspec.Meta(gt=0)] = 1_000.0
+    samples_max: Annotated[int, msgspec.Meta(ge=1)] = 10_000_000
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+    def data_name(self) -> str:
+        return self.dataset or self.task
+
+
+TASK_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def parse_job(document: object) -> JobSpec:
+    """A job from a parsed TOML or JSON document. Raises `JobRefused` naming the field and the remedy."""
+    try:
+        spec = msgspec.convert(document, JobSpec)
+    except msgspec.ValidationError as error:
+        raise JobRefused(f"job specification: {error}; see docs/jobs.md for the fields") from error
+    return checked_job(spec)
+
+
+def checked_job(spec: JobSpec) -> JobSpec:
+    """``spec`` if its fields fit together; `JobRefused` otherwise."""
+    try:
+        checked_name(spec.name, "job")
+    except ValueError as error:
+        raise JobRefused(str(error)) from error
+    if not TASK_NAME.fullmatch(spec.task):
+        raise JobRefused(f"job {spec.name}: task {spec.task!r} is not a name of a task")
+    if spec.min_reports > spec.cohort:
+        raise JobRefused(
+            f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "
+            f"a round could never close; lower min_reports or raise cohort"
+        )
+    return spec
