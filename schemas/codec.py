@@ -34,8 +34,9 @@ def unpack_plain(data: bytes | memoryview, *, bytes_max: int = BODY_BYTES_MAX) -
             strict_map_key=True,
             max_str_len=MSGPACK_STRING_BYTES_MAX,
             max_bin_len=bytes_max,
-            max_array_len=MSGPACK_ITEMS_MAX,
-            max_map_len=MSGPACK_ITEMS_MAX,
+            # An item has at least a byte, a pair two: what claims more would only make us allocate.
+            max_array_len=min(MSGPACK_ITEMS_MAX, len(data)),
+            max_map_len=min(MSGPACK_ITEMS_MAX, len(data) // 2),
             max_ext_len=0,
         )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
@@ -48,4 +49,15 @@ def unpack(data: bytes | memoryview, kind: type[T], *, bytes_max: int = BODY_BYT
     try:
         return msgspec.convert(plain, kind, builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError) as error:
-        raise Malformed(f"not a {getattr(kind, '__name__', kind)}: {error}") from error
+        raise Malformed(f"not a {getattr(kind, '__name__', 'known event')}: {error}") from error
+
+
+def unpack_canonical(data: bytes, kind: type[T], *, bytes_max: int = BODY_BYTES_MAX) -> T:
+    """A ``kind`` from ``data``, which must be exactly what `pack` makes of it. Raises `Malformed`.
+
+    For everything that is signed: one value has one encoding, so its digest is the digest of its bytes.
+    """
+    value = unpack(data, kind, bytes_max=bytes_max)
+    if pack(value) != data:
+        raise Malformed(f"a {getattr(kind, '__name__', kind)} that is not in its canonical form")
+    return value

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from schemas.codec import pack, unpack
+from schemas.codec import pack, unpack, unpack_canonical
 from schemas.errors import Forged, Malformed, TokenRefused
 from schemas.events import Key, Name, Text
 from schemas.ids import DeviceId, FederationId, federation_id
@@ -30,7 +30,7 @@ from schemas.keys import (
     sign_struct,
     verify,
 )
-from schemas.limits import JOIN_BYTES_MAX, PROTOCOL_VERSION, TOKEN_CHARS_MAX
+from schemas.limits import JOIN_BYTES_MAX, PROTOCOL_VERSION, TOKEN_CHARS_MAX, WELCOME_BYTES_MAX
 from schemas.sealing import open_bytes, seal_bytes
 
 JOIN_MAGIC: Final = b"FBJ1"
@@ -60,8 +60,12 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 
 
 def token_to_text(token: Token) -> str:
+    """What the operator copies. ValueError if it were too long to be read back."""
     packed = pack(token)
-    return base64.urlsafe_b64encode(packed + _checksum(packed)).decode().rstrip("=")
+    text = base64.urlsafe_b64encode(packed + _checksum(packed)).decode().rstrip("=")
+    if len(text) > TOKEN_CHARS_MAX:
+        raise ValueError(f"a token of {len(text)} characters; at most {TOKEN_CHARS_MAX}: use shorter URLs")
+    return text
 
 
 def token_from_text(text: str) -> Token:
@@ -82,6 +86,8 @@ def token_from_text(text: str) -> Token:
         raise TokenRefused(f"the token is of another version of fedbus: {error}") from error
     if token.version != PROTOCOL_VERSION:
         raise TokenRefused(f"the token is of version {token.version}, this build reads {PROTOCOL_VERSION}")
+    if token_to_text(token) != text:
+        raise TokenRefused("the token is not as it was printed: copy it whole, without adding anything")
     return token
 
 
@@ -134,7 +140,7 @@ def open_join(data: bytes, enrolment: BoxKey) -> tuple[Join, bytes, bytes]:
     by_token = plain[:SIGNATURE_BYTES]
     by_device = plain[SIGNATURE_BYTES : 2 * SIGNATURE_BYTES]
     packed = plain[2 * SIGNATURE_BYTES :]
-    join = unpack(packed, Join)
+    join = unpack_canonical(packed, Join)
     checked_box_public(join.box)
     verify(Kind.JOIN_DEVICE, join.signing, packed, by_device)
     return join, by_token, packed
@@ -159,11 +165,11 @@ def open_welcome(data: bytes, box: BoxKey, join: Join) -> Member:
 
     Raises `TokenRefused` when the coordinator refused, `Forged` or `Malformed` when it is not its answer.
     """
-    if not data.startswith(WELCOME_MAGIC):
-        raise Malformed("not a welcome: wrong magic")
+    if not data.startswith(WELCOME_MAGIC) or len(data) > WELCOME_BYTES_MAX:
+        raise Malformed("not a welcome: wrong magic or size")
     plain = open_bytes(data[len(WELCOME_MAGIC) :], box)
     signature, packed = plain[:SIGNATURE_BYTES], plain[SIGNATURE_BYTES:]
-    welcome = unpack(packed, Welcome)
+    welcome = unpack_canonical(packed, Welcome)
     keys = open_key_set(welcome.key_set, join.root, federation_id(join.root))
     verify(Kind.WELCOME, keys.signing, packed, signature)
     if welcome.join != join.digest():

@@ -8,13 +8,13 @@ whoever signs needs no content: an agent's worker does the first, its resident t
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from typing import Final
 
 import msgspec
 
-from schemas.codec import pack, unpack, unpack_plain
+from schemas.codec import pack, unpack_canonical, unpack_plain
 from schemas.errors import Forged, Malformed, UnknownVersion, WrongRecipient
 from schemas.ids import DIGEST_BYTES, FEDERATION_BYTES, KEY_ID_BYTES, key_id, transfer_id
 from schemas.keys import SIGNATURE_BYTES, BoxKey, Kind, SigningKey, verify
@@ -26,8 +26,10 @@ from schemas.limits import (
     CHUNKS_MAX,
     CONTENT_BYTES_MAX,
     HEADER_BYTES_MAX,
+    INCARNATION_MAX,
     INNER_PAD_BYTES,
     PROTOCOL_VERSION,
+    SEQ_MAX,
     SUITE_XCHACHA20,
 )
 from schemas.sealing import INNER_INDEX, aead_open, aead_seal, commitment, derive, open_key, seal_key
@@ -129,8 +131,8 @@ class Envelope:
 class Opened:
     """A message that was verified and opened."""
 
-    inner: bytes
-    key: bytes  # content key, for the chunks
+    inner: bytes = field(repr=False)
+    key: bytes = field(repr=False)  # encryption key, for the chunks
     context: bytes
     chunk_digests: tuple[bytes, ...]
 
@@ -219,16 +221,14 @@ def _parse_header(header_bytes: bytes) -> Header:
         version = plain[0][0]
         if isinstance(version, int) and version != PROTOCOL_VERSION:
             raise UnknownVersion(version, PROTOCOL_VERSION)
-    header = unpack(header_bytes, Header, bytes_max=HEADER_BYTES_MAX)
-    if pack(header) != header_bytes:
-        raise Malformed("the header is not in its canonical form")
+    header = unpack_canonical(header_bytes, Header, bytes_max=HEADER_BYTES_MAX)
     clear = header.clear
     if clear.suite != SUITE_XCHACHA20:
         raise Malformed(f"unknown cipher suite {clear.suite}")
     lengths = (len(clear.federation), len(clear.sender), len(clear.recipient), len(header.seal.body))
     if lengths != (FEDERATION_BYTES, KEY_ID_BYTES, KEY_ID_BYTES, DIGEST_BYTES):
         raise Malformed("an identifier of the wrong length")
-    if min(header.order.incarnation, header.order.seq) < 0 or header.order.seq >= 2**64:
+    if not 0 <= header.order.incarnation <= INCARNATION_MAX or not 0 <= header.order.seq <= SEQ_MAX:
         raise Malformed("sequence number out of range")
     _check_division(clear)
     return header

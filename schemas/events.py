@@ -13,7 +13,16 @@ import msgspec
 
 from schemas.codec import pack, unpack
 from schemas.jobs import LocalSettings, TaskConfig
-from schemas.limits import BODY_BYTES_MAX, CHUNKS_MAX, PULL_CHUNKS_MAX, TEXT_CHARS_MAX
+from schemas.limits import (
+    BODY_BYTES_MAX,
+    CHUNK_BYTES_MAX,
+    CHUNK_BYTES_MIN,
+    CHUNKS_MAX,
+    INLINE_BYTES_MAX,
+    PULL_CHUNKS_MAX,
+    SECONDS_MAX,
+    TEXT_CHARS_MAX,
+)
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -21,7 +30,9 @@ Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Transfer = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
-Metrics = Annotated[dict[str, float], msgspec.Meta(max_length=64)]
+Metrics = Annotated[dict[Text, float], msgspec.Meta(max_length=64)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]  # finite: NaN and infinities are outside
+ChunkBytes = Annotated[int, msgspec.Meta(ge=CHUNK_BYTES_MIN, le=CHUNK_BYTES_MAX)]
 Index = Annotated[int, msgspec.Meta(ge=0, lt=CHUNKS_MAX)]
 Indices = Annotated[list[Index], msgspec.Meta(max_length=CHUNKS_MAX)]
 
@@ -54,7 +65,7 @@ class DeviceStatus(Event, frozen=True, tag="device-status"):
     memory_bytes: Number
     power: Literal["mains", "battery"]
     tasks: Annotated[list[Text], msgspec.Meta(max_length=256)]
-    samples: Annotated[dict[str, int], msgspec.Meta(max_length=256)]
+    samples: Annotated[dict[Text, Number], msgspec.Meta(max_length=256)]
 
 
 class RequestRef(msgspec.Struct, frozen=True, array_like=True):
@@ -70,9 +81,12 @@ class StateRequest(Event, frozen=True, tag="state-request"):
 
 
 class StateReply(Event, frozen=True, tag="state-reply"):
-    """Coordinator: these requests stand open (they are sent again); what is not here needs no work."""
+    """Coordinator: ``requests`` stand open and are sent again if you did not name them. Those of yours in
+    ``closed`` will not be folded: stop training them; an update that is made already is still taken.
+    """
 
     requests: Annotated[list[RequestRef], msgspec.Meta(max_length=1024)]
+    closed: Annotated[list[RequestRef], msgspec.Meta(max_length=1024)]
 
 
 # One round.
@@ -95,8 +109,8 @@ class TrainingRequest(Event, frozen=True, tag="training-request"):
     layout: bytes
     job_key: Key
     update_key: Key
-    chunk_bytes: Number
-    deadline_s: float
+    chunk_bytes: ChunkBytes
+    deadline_s: Seconds
 
 
 class Accept(Event, frozen=True, tag="accept"):
@@ -145,11 +159,11 @@ class Update(Event, frozen=True, tag="update"):
     vectors: Annotated[list[Vector], msgspec.Meta(min_length=1, max_length=16)]
     samples: Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
     steps: Number
-    train_s: float
+    train_s: Seconds
     metrics: Metrics
     evaluation: Metrics
     content: Digest
-    inline: bytes = b""
+    inline: Annotated[bytes, msgspec.Meta(max_length=INLINE_BYTES_MAX)] = b""
 
 
 class Grant(Event, frozen=True, tag="grant"):
@@ -209,10 +223,13 @@ class Stale(Event, frozen=True, tag="stale"):
 
 
 class Refusal(Event, frozen=True, tag="refusal"):
-    """Either side: a message of yours was not taken. ``code`` as in errors.py, or of the coordinator."""
+    """Either side: a message of yours was not taken. ``code`` as in errors.py, or ``closed``: forget the
+    update named by ``transfer``, its request was closed too long ago to be known.
+    """
 
     code: Text
     text: Text
+    transfer: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
 class Revoked(Event, frozen=True, tag="revoked"):

@@ -11,7 +11,7 @@ from schemas.errors import JobRefused
 from schemas.ids import checked_name
 
 Scalar = str | int | float | bool | None
-TaskConfig = dict[str, Scalar | list[int] | list[float] | list[str]]
+TaskConfig = dict[str, Scalar | list[str | int | float]]
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 

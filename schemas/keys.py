@@ -15,7 +15,7 @@ import msgspec
 from nacl import bindings
 from nacl.exceptions import CryptoError
 
-from schemas.codec import pack, unpack
+from schemas.codec import pack, unpack_canonical
 from schemas.errors import Forged, KeyRefused, Malformed
 from schemas.ids import DeviceId, FederationId, key_id
 
@@ -118,7 +118,7 @@ def open_struct(kind: Kind, public: bytes, blob: bytes, type_: type[S]) -> S:
         raise Malformed(f"a signed {type_.__name__} of {len(blob)} bytes is too short")
     signature, packed = blob[:SIGNATURE_BYTES], blob[SIGNATURE_BYTES:]
     verify(kind, public, packed, signature)
-    return unpack(packed, type_)
+    return unpack_canonical(packed, type_)
 
 
 class KeySet(msgspec.Struct, frozen=True, kw_only=True, tag="key-set"):
@@ -158,9 +158,9 @@ def open_key_set(blob: bytes, root: bytes, federation: FederationId, newest: int
         raise Forged("this key set belongs to another federation")
     if keys.number < newest:
         raise Forged(f"key set {keys.number} is older than {newest}, which is known already")
-    for key in (keys.signing, keys.box, keys.enrolment):
-        checked_key(key)
+    checked_key(keys.signing, "signing key")
     checked_box_public(keys.box)
+    checked_box_public(keys.enrolment)
     return keys
 
 

@@ -22,6 +22,7 @@ CHUNK_OVERHEAD_BYTES: Final = 16  # Poly1305 tag
 MESSAGE_BYTES_MAX: Final = 5 * MIB  # what a bus must carry: one chunk or one envelope with its body
 CONTENT_BYTES_MAX: Final = 8 * 1024 * MIB
 JOIN_BYTES_MAX: Final = 2 * KIB
+WELCOME_BYTES_MAX: Final = 4 * KIB
 TOKEN_CHARS_MAX: Final = 4 * KIB
 
 # Parsing: what a msgpack document may hold before its types are looked at.
@@ -31,6 +32,8 @@ TENSORS_MAX: Final = 10_000
 PARAMETERS_MAX: Final = 2_000_000_000
 
 # Replay protection.
+SEQ_MAX: Final = 2**63 - 1  # of the 64 bits that it has: databases and most languages count so far
+INCARNATION_MAX: Final = 2**32 - 1
 REPLAY_WINDOW: Final = 1_024  # messages behind the newest that may still arrive
 SEQ_BLOCK: Final = 1_024  # sequence numbers reserved durably at a time
 OPEN_UPDATES_MAX: Final = 64  # open update ids per device and job
@@ -50,3 +53,4 @@ STOP_S: Final = 10.0  # for a clean end
 
 # People.
 TEXT_CHARS_MAX: Final = 500
+SECONDS_MAX: Final = 366 * 86_400.0  # any duration that one side tells the other

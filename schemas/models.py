@@ -22,9 +22,9 @@ import msgspec
 from schemas.codec import pack
 from schemas.envelope import chunk_count
 from schemas.errors import Forged, LayoutMismatch
-from schemas.events import Digest, Name, Number, Text
+from schemas.events import ChunkBytes, Digest, Name, Number, Text
 from schemas.keys import Kind, SigningKey, open_struct, sign_struct
-from schemas.limits import CHUNKS_MAX, PARAMETERS_MAX, TENSORS_MAX
+from schemas.limits import CHUNKS_MAX, CONTENT_BYTES_MAX, PARAMETERS_MAX, TENSORS_MAX
 from schemas.sealing import derive
 
 ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -60,7 +60,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
 
     job: Name
     tensors: Annotated[list[Tensor], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
-    aliases: Annotated[dict[str, str], msgspec.Meta(max_length=TENSORS_MAX)] = {}
+    aliases: Annotated[dict[Text, Text], msgspec.Meta(max_length=TENSORS_MAX)] = {}
 
     @property
     def trained_count(self) -> int:
@@ -92,6 +92,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
             raise LayoutMismatch(
                 f"{self.trained_count} trained parameters; 1 to {PARAMETERS_MAX} are allowed"
             )
+        if self.model_bytes > CONTENT_BYTES_MAX:
+            raise LayoutMismatch(f"a model of {self.model_bytes} bytes; at most {CONTENT_BYTES_MAX} may travel")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):
@@ -109,7 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):
     model_bytes: Number
     epoch: Number
     key_commitment: Digest
-    chunk_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    chunk_bytes: ChunkBytes
     chunks: Annotated[list[Digest], msgspec.Meta(min_length=1, max_length=CHUNKS_MAX)]
 
     def transfer(self) -> bytes:

@@ -1,4 +1,7 @@
-"""Authenticated encryption: sealed content keys, the AEAD over bodies and chunks. One error for all.
+"""Authenticated encryption: sealed content keys, the AEAD over bodies and chunks.
+
+Two errors for all: bytes that do not open are `Forged`, whatever the cause; a key that cannot be used
+(length, low order, another than committed to) is `KeyRefused`.
 
 XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) does not commit to its key: the header carries a BLAKE2b
 commitment beside it. Nonces are counters, because every message has a fresh key.

@@ -1,0 +1,55 @@
+# Every target makes or updates .venv itself; `make` alone tells what there is.
+#
+# PYTHON       the interpreter that .venv is made from; default python3.11, or python3 where that is missing
+# TORCH_INDEX  the package index torch comes from; default: pip's own. Without a GPU the CPU build saves
+#              gigabytes: make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# ARGS         options for the program behind a target: make demo ARGS=--json, make test ARGS="-k outbox"
+
+PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && echo python3.11 || echo python3)
+TORCH_INDEX ?=
+ARGS ?=
+
+TORCH := torch==2.13.0
+BIN := .venv/bin
+STAMP := .venv/.fedbus-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check bench clean
+
+help:
+	@echo "make demo    federated training on this machine, in ./fedbus-demo, with real data"
+	@echo "make test    the tests"
+	@echo "make check   formatting, lint, types, import directions, tidiness"
+	@echo "make bench   the measurements"
+	@echo "make venv    only make or update .venv"
+	@echo "make clean   remove caches and build output (keeps .venv and fedbus-demo)"
+
+venv: $(STAMP)
+
+# torch goes first and alone, so that TORCH_INDEX concerns nothing else; what it depends on comes from
+# the second line, at the versions of constraints.txt, which name the same torch: pip leaves it as it is.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/fedbus-coordinator demo $(ARGS)
+
+test: venv
+	$(BIN)/python -m pytest $(ARGS)
+
+check: venv
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+
+bench: venv
+	$(BIN)/python -m tests.bench.run $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find broker coordinator edge_agent schemas tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,283 @@
+"""The embedded broker: a first run on one machine without installing a broker.
+
+It is amqtt in a daemon of its own on 127.0.0.1, which outlives the program that started it (also a
+kill -9) and is found again. MQTT 3.1.1 over plain TCP, named users only.
+
+What it does *not* promise, and what the receipts above the bus make good: sessions and queues live in
+memory, so a killed broker forgets them; messages in flight when a connection breaks are lost; it has no
+window (the client's holds instead) and stops waiting for an acknowledgement after 5 s, which only matters
+if the connection breaks then; of more than 65,535 messages queued for one offline session, those beyond
+are lost; a denied publish is acknowledged and thrown away. It queues without limit, so the application
+bounds its bytes in flight. Not for networks: no TLS, and it does not notice half-open connections.
+
+By hand: ``python -P -m broker.embedded --port 1883 --users users.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from broker.bus import BusError
+from broker.ports import Entropy, Files, Ports, write_atomic
+
+START_DEADLINE_S = 20.0
+STOP_DEADLINE_S = 5.0
+KILL_DEADLINE_S = 2.0
+PROBE_DEADLINE_S = 2.0
+POLL_S = 0.02
+SALT_BYTES = 16
+HOST = "127.0.0.1"
+
+# CONNECT of a protocol level that no broker speaks, and the refusal (CONNACK 1) that every MQTT broker
+# answers: a handshake that leaves no session and needs no user.
+_PROBE = b"\x10\x0c\x00\x04MQTT\x03\x02\x00\x05\x00\x00"
+_PROBE_ANSWER = b"\x20\x02\x00\x01"
+
+
+def write_user(
+    files: Files,
+    path: Path,
+    username: str,
+    password: str,
+    *,
+    publish: Iterable[str],
+    subscribe: Iterable[str],
+    entropy: Entropy,
+) -> None:
+    """Add the user to the users file, or replace it; a running broker knows it at the next login.
+
+    The topic filters say where the user may publish and what it may subscribe to and receive. Its MQTT
+    client id must be the user name, alone or followed by "/" and more. The password must be random with
+    128 bits or more: it is stored as one salted BLAKE2b, which does not slow a guesser down.
+    One writer at a time, please. Errors are OSError, and `BusError` for a damaged file.
+    """
+    salt = entropy.random_bytes(SALT_BYTES)
+    users = _read_users(files, path)
+    users[username] = {
+        "hash": password_hash(password, salt).hex(),
+        "salt": salt.hex(),
+        "publish": list(publish),
+        "subscribe": list(subscribe),
+    }
+    _write_users(files, path, users)
+
+
+def remove_user(files: Files, path: Path, username: str) -> None:
+    """Forget the user: no login any more, and its open connections neither send nor receive. Idempotent."""
+    users = _read_users(files, path)
+    if users.pop(username, None) is not None:
+        _write_users(files, path, users)
+
+
+def password_hash(password: str, salt: bytes) -> bytes:
+    """32 bytes, BLAKE2b salted (RFC 7693)."""
+    return blake2b(password.encode(), digest_size=32, salt=salt, person=b"fedbus.password").digest()
+
+
+def _read_users(files: Files, path: Path) -> dict[str, Any]:
+    if not files.exists(path):
+        return {}
+    try:
+        users = json.loads(files.read(path))
+    except ValueError as error:
+        raise BusError(
+            f"{path}: not a users file ({error}); restore it, or delete it and invite again"
+        ) from error
+    if not isinstance(users, dict):
+        raise BusError(f"{path}: not a users file; restore it, or delete it and invite again")
+    return users
+
+
+def _write_users(files: Files, path: Path, users: dict[str, Any]) -> None:
+    write_atomic(files, path, json.dumps(users, indent=1, sort_keys=True).encode() + b"\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What ``broker.json`` says. ``pid`` is 0 from before the start until the broker answers."""
+
+    pid: int
+    port: int
+    nonce: str
+
+
+class EmbeddedBroker:
+    """The daemon of one state directory, which holds ``broker.json``, ``users.json`` and ``broker.log``.
+
+    Once started it keeps its port for good, whatever ``port`` says later, because the agents know it;
+    delete ``broker.json`` to move. ``port`` 0 picks a free one at the first start. One caller at a time
+    per directory.
+    """
+
+    def __init__(self, ports: Ports, directory: Path, port: int) -> None:
+        self.users_path = directory / "users.json"
+        self._ports = ports
+        self._directory = directory
+        self._record_path = directory / "broker.json"
+        self._log_path = directory / "broker.log"
+        self._port = port
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; after `ensure` never 0."""
+        record = self._read_record()
+        return self._port if record is None else record.port
+
+    async def ensure(self) -> None:
+        """Return once our broker accepts connections: the one that lives, or a new one on the same port.
+
+        Raises `BusError` when the port belongs to another program or the broker does not come up.
+        """
+        record = self._read_record()
+        if record is not None and self._find(record):
+            if await self._comes_up(record):
+                return
+            await self.stop()
+        await self._start(record.port if record is not None else self._port)
+
+    async def stop(self) -> None:
+        """End it: SIGTERM, and SIGKILL if that does not help within 5 s. No error if it is gone."""
+        record = self._read_record()
+        if record is None:
+            return
+        for number, deadline_s in ((signal.SIGTERM, STOP_DEADLINE_S), (signal.SIGKILL, KILL_DEADLINE_S)):
+            if not (pid := self._find(record)):
+                return
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(deadline_s):
+                    while self._find(record):
+                        await asyncio.sleep(POLL_S)
+
+    async def _start(self, port: int) -> None:
+        port = await self._free_port(port)
+        self._ports.files.make_dir(self._directory)
+        record = _Record(pid=0, port=port, nonce=self._ports.entropy.random_bytes(16).hex())
+        # Before the start, so that a broker whose starter dies right now is found by its nonce.
+        self._write_record(record)
+        argv = [sys.executable, "-P", "-m", "broker.embedded", "--detach", "--nonce", record.nonce]
+        argv += ["--port", str(port), "--users", str(self.users_path)]
+        # Of our packages the child must take the very same ones.
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        process = await self._ports.spawn.start(argv, env=env, stderr=self._log_path)
+        try:
+            status = await process.wait()
+        finally:
+            process.kill()
+        if status != 0 or not await self._comes_up(record):
+            raise BusError(f"embedded broker: did not start on port {port}; {self._log_path} says why")
+        self._write_record(_Record(pid=self._find(record), port=port, nonce=record.nonce))
+
+    async def _comes_up(self, record: _Record) -> bool:
+        """Wait until it answers; False if it ends first or takes too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_DEADLINE_S):
+                while not await _answers(record.port):
+                    if not self._find(record):
+                        return False
+                    await asyncio.sleep(POLL_S)
+                return self._find(record) != 0
+        return False
+
+    async def _free_port(self, port: int) -> int:
+        try:
+            server = await asyncio.start_server(lambda _reader, _writer: None, HOST, port)
+        except OSError as error:
+            raise BusError(
+                f"embedded broker: cannot listen on port {port}: {error.strerror or error}; "
+                "stop the program that uses it, or choose another port"
+            ) from error
+        free: int = server.sockets[0].getsockname()[1]
+        server.close()
+        await server.wait_closed()
+        return free
+
+    def _find(self, record: _Record) -> int:
+        """The pid of the living process with our nonce on its command line; 0 if there is none."""
+        if record.pid:
+            return record.pid if self._is_ours(str(record.pid), record.nonce) else 0
+        for name in self._ports.files.names(Path("/proc")):
+            if name.isdigit() and self._is_ours(name, record.nonce):
+                return int(name)
+        return 0
+
+    def _is_ours(self, pid: str, nonce: str) -> bool:
+        try:
+            # Empty for a dead process that nobody waited for yet.
+            arguments = self._ports.files.read(Path("/proc", pid, "cmdline")).split(b"\0")
+        except OSError:
+            return False
+        return nonce.encode() in arguments
+
+    def _read_record(self) -> _Record | None:
+        if not self._ports.files.exists(self._record_path):
+            return None
+        try:
+            fields = json.loads(self._ports.files.read(self._record_path))
+            return _Record(int(fields["pid"]), int(fields["port"]), str(fields["nonce"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise BusError(
+                f'{self._record_path}: damaged; write {{"pid": 0, "port": PORT, "nonce": "-"}} into it '
+                "with the port that the agents know, or delete it"
+            ) from error
+
+    def _write_record(self, record: _Record) -> None:
+        write_atomic(self._ports.files, self._record_path, json.dumps(asdict(record)).encode() + b"\n")
+
+
+async def _answers(port: int) -> bool:
+    """Whether an MQTT broker answers on the port."""
+    try:
+        async with asyncio.timeout(PROBE_DEADLINE_S):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            try:
+                writer.write(_PROBE)
+                return await reader.readexactly(len(_PROBE_ANSWER)) == _PROBE_ANSWER
+            finally:
+                writer.close()
+                with suppress(OSError):
+                    await writer.wait_closed()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        return False
+
+
+def _become_daemon() -> None:
+    """Leave the starter's session and pipes; the starter sees its child end with status 0."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -P -m broker.embedded", description=main.__doc__)
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--users", type=Path, required=True, help="users file (JSON)")
+    parser.add_argument("--nonce", default="", help="mark by which the starter finds the process again")
+    parser.add_argument("--detach", action="store_true", help="go on in the background")
+    options = parser.parse_args(arguments)
+    if options.detach:
+        _become_daemon()
+    # After the fork: amqtt is heavy, and only this process needs it.
+    from broker.embedded_server import serve
+
+    return serve(HOST, options.port, options.users)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

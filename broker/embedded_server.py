@@ -1,0 +1,174 @@
+"""The daemon's half of the embedded broker: amqtt with our users and topic rules.
+
+The only module that imports amqtt (0.12). Two of its faults are mended here, because they would stall a
+device for good: a refused login must not push out the session that it names, and a session taken over by
+a new connection must not end as "disconnected" when the old connection is cleared away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amqtt.broker import Broker
+from amqtt.contexts import Action, BaseContext, BrokerConfig
+from amqtt.errors import BrokerError
+from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
+from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
+from amqtt.session import Session
+
+from broker.embedded import password_hash
+from broker.filters import covers
+
+SHUTDOWN_DEADLINE_S = 3.0
+
+_log = logging.getLogger(__name__)
+
+
+def serve(host: str, port: int, users: Path) -> int:
+    """Run until SIGTERM or SIGINT; logs to standard error. Returns the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # A warning per acknowledgement later than 5 s, which costs nothing: see the module `embedded`.
+    logging.getLogger("amqtt.mqtt.protocol.handler").setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
+    _raise_open_files()
+    return asyncio.run(_serve(host, port, users))
+
+
+async def _serve(host: str, port: int, users: Path) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    config = {
+        "listeners": {"default": {"type": "tcp", "bind": f"{host}:{port}"}},
+        "plugins": {f"{__name__}.{plugin.__name__}": {"users": str(users)} for plugin in (Login, Topics)},
+    }
+    broker = _Broker(BrokerConfig.from_dict(config))
+    try:
+        await broker.start()
+    except BrokerError as error:
+        print(f"embedded broker: port {port}: {error}; stop the program that uses it", file=sys.stderr)
+        return 1
+    await stop.wait()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SHUTDOWN_DEADLINE_S):
+            await broker.shutdown()
+    return 0
+
+
+class Users:
+    """The users file, read again when it changed. A damaged or missing file knows nobody."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._users: dict[str, dict[str, Any]] = {}
+
+    def admits(self, client_id: str | None, username: str | None, password: str | None) -> bool:
+        user = self._current().get(username or "")
+        if user is None or username is None or password is None or _owner(client_id) != username:
+            return False
+        given = password_hash(password, bytes.fromhex(user["salt"]))
+        return hmac.compare_digest(given, bytes.fromhex(user["hash"]))
+
+    def allows(self, client_id: str | None, topic: str, action: str) -> bool:
+        """``action`` is "publish" or "subscribe"; ``topic`` is a filter when subscribing."""
+        user = self._current().get(_owner(client_id))
+        return user is not None and any(covers(allowed, topic) for allowed in user[action])
+
+    def _current(self) -> dict[str, dict[str, Any]]:
+        try:
+            status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if stamp != self._stamp:
+                self._users = json.loads(self._path.read_bytes())
+                self._stamp = stamp
+        except (OSError, ValueError) as error:
+            if self._stamp is not None or self._users:
+                _log.warning("users file %s: %s; nobody can log in", self._path, error)
+            self._users, self._stamp = {}, None
+        return self._users
+
+
+def _owner(client_id: str | None) -> str:
+    """The user that a client id belongs to. Login checks it, so rules need not trust the session's user."""
+    return (client_id or "").partition("/")[0]
+
+
+class Login(BaseAuthPlugin):  # type: ignore[misc]  # amqtt has no types
+    @dataclass
+    class Config:
+        users: str = ""
+
+    def __init__(self, context: BaseContext) -> None:
+        super().__init__(context)
+        self._users = Users(Path(self.config.users))
+
+    async def authenticate(self, *, session: Session) -> bool | None:
+        return self._users.admits(session.client_id, session.username, session.password)
+
+
+class Topics(BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
+    @dataclass
+    class Config:
+        users: str = ""
+
+    def __init__(self, context: BaseContext) -> None:
+        super().__init__(context)
+        self._users = Users(Path(self.config.users))
+
+    async def topic_filtering(
+        self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None
+    ) -> bool | None:
+        if session is None or topic is None:
+            return False
+        return self._users.allows(
+            session.client_id, topic, "publish" if action == Action.PUBLISH else "subscribe"
+        )
+
+
+class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types
+    async def _handle_client_session(
+        self, reader: Any, writer: Any, client_session: Session, handler: Any, server: Any, listener_name: str
+    ) -> None:
+        if not await self._authenticate(client_session, self.listeners_config[listener_name]):
+            await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
+            await writer.close()
+            return
+        await super()._handle_client_session(reader, writer, client_session, handler, server, listener_name)
+
+    async def _publish_session_retained_messages(self, session: Session) -> None:
+        # First thing after a new connection stands: the old one may have marked the session meanwhile.
+        if not session.transitions.is_connected():
+            session.transitions.connect()
+        await super()._publish_session_retained_messages(session)
+
+    async def _handle_disconnect(self, client_session: Session, handler: Any, disconnect_waiter: Any) -> None:
+        await super()._handle_disconnect(client_session, handler, disconnect_waiter)
+        if self._get_handler(client_session) is not handler and not client_session.transitions.is_connected():
+            client_session.transitions.connect()
+            await super()._publish_session_retained_messages(client_session)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not for late acknowledgements: amqtt reports each with a traceback."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], TimeoutError)
+
+
+def _raise_open_files() -> None:
+    """One connection is one open file, and the usual soft limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

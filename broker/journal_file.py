@@ -1,0 +1,160 @@
+"""The file format of the journal: header, frames, what counts as a torn tail and what as damage.
+
+File ``00000001.fbj``, integers little-endian, CRC-32 as in zlib:
+
+- header: magic ``FBJ1``, u32 version, federation id (16 bytes), u32 CRC of these;
+- frames, one per commit: u32 length of the payload, u32 CRC of chain and payload, u32 CRC of these eight
+  bytes (so that a damaged length is not taken for a torn tail); chain (32 bytes); payload, a MessagePack
+  array of byte strings, the entries.
+
+chain(k) = SHA-256(chain(k-1) ‖ payload), chain(0) = SHA-256(header). Checksums tell damage, the chain tells
+doctored, removed and swapped frames; only who knows a later head can tell that the last frames are missing.
+
+Only one frame is ever in flight, so what a crash tore is the last frame: it is incomplete, or ends with the
+file but has a wrong checksum, or turns into zeros up to the end of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from broker.ports import File
+
+FRAME_ENTRIES_MAX = 1024
+FRAME_BYTES_MAX = 8 << 20
+"""Bound for the entries of a frame together, and so for a single one."""
+FEDERATION_BYTES = 16
+CHAIN_BYTES = 32
+NAME = "00000001.fbj"
+
+_MAGIC = b"FBJ1"
+_VERSION = 1
+_HEADER = struct.Struct("<4sI16s")
+_PREFIX = struct.Struct("<II")
+_CRC = struct.Struct("<I")
+_HEADER_BYTES = _HEADER.size + _CRC.size
+_PREFIX_BYTES = _PREFIX.size + _CRC.size
+_PAYLOAD_BYTES_MAX = FRAME_BYTES_MAX + 5 * (FRAME_ENTRIES_MAX + 1)  # 5: MessagePack's longest prefix here
+_SCAN_BYTES = 1 << 16
+
+_decoder = msgspec.msgpack.Decoder(list[bytes])
+
+
+class JournalError(Exception):
+    """Something is wrong with a journal."""
+
+
+class JournalForeign(JournalError):
+    """The journal belongs to another federation."""
+
+
+class JournalDamaged(JournalError):
+    """A journal does not hold what was written. ``offset`` (bytes) is where ``what`` was found wrong."""
+
+    def __init__(self, path: Path, offset: int, what: str) -> None:
+        remedy = "nothing was changed; restore it from a backup"
+        super().__init__(f"journal {path}: damaged at byte {offset}: wrong {what}; {remedy}")
+        self.path = path
+        self.offset = offset
+        self.what = what
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One commit. ``offset`` and ``end`` are bytes in the file, ``head`` is the chain up to here."""
+
+    offset: int
+    end: int
+    head: bytes
+    entries: list[bytes]
+
+
+def header(federation: bytes) -> bytes:
+    """What a new journal holds. ``federation`` is an id of 16 bytes."""
+    fields = _HEADER.pack(_MAGIC, _VERSION, federation)
+    return fields + _CRC.pack(zlib.crc32(fields))
+
+
+def check_header(file: File, path: Path, federation: bytes) -> Frame:
+    """The start of the chain, as a frame without entries. Raises `JournalError` as it names."""
+    found = file.read_at(0, _HEADER_BYTES)
+    if len(found) < _HEADER_BYTES or found[:4] != _MAGIC:
+        raise JournalDamaged(path, 0, "file header")
+    _, version, owner = _HEADER.unpack_from(found)
+    if zlib.crc32(found[: _HEADER.size]) != _CRC.unpack_from(found, _HEADER.size)[0]:
+        raise JournalDamaged(path, 0, "checksum of the file header")
+    if version != _VERSION:
+        raise JournalError(f"journal {path}: format {version} is unknown here; use the fedbus that wrote it")
+    if owner != federation:
+        raise JournalForeign(
+            f"journal {path}: belongs to federation {owner.hex()}, not {federation.hex()};"
+            " use that federation's configuration, or another state directory"
+        )
+    return Frame(0, _HEADER_BYTES, hashlib.sha256(found).digest(), [])
+
+
+def encode_frame(head: bytes, entries: list[bytes]) -> tuple[bytes, bytes]:
+    """The frame that follows a frame with chain ``head``, and its own chain."""
+    payload = msgspec.msgpack.encode(entries)
+    chain = hashlib.sha256(head + payload).digest()
+    prefix = _PREFIX.pack(len(payload), zlib.crc32(payload, zlib.crc32(chain)))
+    return b"".join((prefix, _CRC.pack(zlib.crc32(prefix)), chain, payload)), chain
+
+
+def read_frames(file: File, path: Path, start: Frame, size: int) -> Iterator[Frame]:
+    """The frames after ``start`` within the first ``size`` bytes, up to a torn tail.
+
+    Holds one frame in memory. Raises `JournalDamaged`.
+    """
+    frame: Frame | None = start
+    while frame is not None and frame.end < size:
+        frame = _read_frame(file, path, frame, size)
+        if frame is not None:
+            yield frame
+
+
+def _read_frame(file: File, path: Path, last: Frame, size: int) -> Frame | None:
+    """The frame after ``last``; None if it is torn."""
+    offset = last.end
+    prefix = file.read_at(offset, _PREFIX_BYTES)
+    body_offset = offset + _PREFIX_BYTES
+    if (
+        len(prefix) < _PREFIX_BYTES
+        or zlib.crc32(prefix[: _PREFIX.size]) != _CRC.unpack_from(prefix, _PREFIX.size)[0]
+    ):
+        _refuse_unless_torn(file, path, offset, body_offset, size, "checksum of a frame's length")
+        return None
+    length, checksum = _PREFIX.unpack_from(prefix)
+    if length > _PAYLOAD_BYTES_MAX:
+        raise JournalDamaged(path, offset, f"length {length}")
+    end = body_offset + CHAIN_BYTES + length
+    body = file.read_at(body_offset, end - body_offset)
+    if end > size or len(body) < end - body_offset or zlib.crc32(body) != checksum:
+        _refuse_unless_torn(file, path, offset, end, size, "checksum of a frame")
+        return None
+    payload = memoryview(body)[CHAIN_BYTES:]
+    chain = hashlib.sha256(last.head)
+    chain.update(payload)
+    if chain.digest() != body[:CHAIN_BYTES]:
+        raise JournalDamaged(path, offset, "chain: a frame was changed, removed or moved")
+    try:
+        return Frame(offset, end, chain.digest(), _decoder.decode(payload))
+    except msgspec.DecodeError as error:
+        raise JournalDamaged(path, offset, f"payload ({error})") from error
+
+
+def _refuse_unless_torn(file: File, path: Path, offset: int, end: int, size: int, what: str) -> None:
+    """Return if nothing but zeros follows ``end``, where the bad frame at ``offset`` would end."""
+    position = end
+    while position < size:
+        part = file.read_at(position, min(_SCAN_BYTES, size - position))
+        if part.strip(b"\0"):
+            raise JournalDamaged(path, offset, what)
+        position += len(part)

@@ -1,0 +1,189 @@
+"""Large contents in chunks: an offer, grants, chunks in any order, a bitmap, and going on after a break.
+
+`Spool` is the receiving end of one transfer, on either side. `Credits` is the coordinator's account of how
+much may be under way to it: a broker's acknowledgement is not credit, so bytes in flight are granted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from broker.ports import File, Files
+from schemas.errors import Forged, Malformed
+from schemas.limits import (
+    CHUNK_OVERHEAD_BYTES,
+    GRANT_BYTES_MAX,
+    GRANT_CHUNKS_MAX,
+    RESEND_CAP_S,
+    TRANSFERS_MAX,
+)
+
+
+class Spool:
+    """Chunks of one transfer in a file, each at its place behind ``preamble``; checked by digest.
+
+    The file is the truth: after a restart `restore` hashes what is there and keeps what fits.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        path: Path,
+        *,
+        digests: Sequence[bytes],
+        content_bytes: int,
+        chunk_bytes: int,
+        preamble: bytes = b"",
+    ) -> None:
+        self._files = files
+        self.path = path
+        self.digests = digests
+        self._content_bytes = content_bytes
+        self._chunk_bytes = chunk_bytes
+        self._preamble = preamble
+        self._file: File | None = None
+        self.have: set[int] = set()
+
+    def sealed_bytes(self, index: int) -> int:
+        plain = min(self._chunk_bytes, self._content_bytes - index * self._chunk_bytes)
+        return plain + CHUNK_OVERHEAD_BYTES
+
+    def _offset(self, index: int) -> int:
+        return len(self._preamble) + index * (self._chunk_bytes + CHUNK_OVERHEAD_BYTES)
+
+    def open(self) -> None:
+        """Open the file, and keep the chunks that an earlier life left in it."""
+        existed = self._files.exists(self.path)
+        self._file = self._files.open(self.path, create=True)
+        if self._preamble:
+            self._file.write_at(0, self._preamble)
+        if existed:
+            size = self._file.size()
+            for index, digest in enumerate(self.digests):
+                if self._offset(index) >= size:
+                    break
+                sealed = self._file.read_at(self._offset(index), self.sealed_bytes(index))
+                if sha256(sealed).digest() == digest:
+                    self.have.add(index)
+
+    def accept(self, index: int, sealed: memoryview) -> bool:
+        """Write a chunk that is the right one; False if it was there already.
+
+        Raises `Malformed` or `Forged` when it does not belong here; nothing is written then.
+        """
+        if index >= len(self.digests) or len(sealed) != self.sealed_bytes(index):
+            raise Malformed(f"chunk {index} of {len(sealed)} bytes does not belong to this transfer")
+        if sha256(sealed).digest() != self.digests[index]:
+            raise Forged(f"chunk {index} is not the one that was signed")
+        if index in self.have:
+            return False
+        self._opened().write_at(self._offset(index), sealed)
+        self.have.add(index)
+        return True
+
+    @property
+    def complete(self) -> bool:
+        return len(self.have) == len(self.digests)
+
+    def missing(self) -> list[int]:
+        return [index for index in range(len(self.digests)) if index not in self.have]
+
+    def finish(self) -> None:
+        """Make the whole file durable and close it."""
+        file = self._opened()
+        file.sync()
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> File:
+        if self._file is None:
+            raise RuntimeError(f"spool {self.path.name} is not open")
+        return self._file
+
+
+@dataclass(slots=True)
+class Line:
+    """One transfer that has, or waits for, credit."""
+
+    owner: str
+    transfer: bytes
+    chunk_bytes: int
+    missing: list[int]
+    granted: set[int] = field(default_factory=set)
+    heard_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    owner: str
+    transfer: bytes
+    chunks: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Credits:
+    """Bytes that may be on their way, over all devices together: first come, first served.
+
+    Bounds: ``bytes_max`` granted and not yet arrived, `TRANSFERS_MAX` transfers at once, `GRANT_CHUNKS_MAX`
+    chunks each. A grant that nothing came of for ``lease_s`` returns to the pool.
+    """
+
+    bytes_max: int = GRANT_BYTES_MAX
+    lease_s: float = RESEND_CAP_S
+    lines: dict[bytes, Line] = field(default_factory=dict)
+
+    def offer(
+        self, owner: str, transfer: bytes, missing: Sequence[int], chunk_bytes: int, now_s: float
+    ) -> None:
+        """A device has chunks to send. Offering again (after a break) renews its grants."""
+        self.lines[transfer] = Line(owner, transfer, chunk_bytes, list(missing), heard_s=now_s)
+
+    def arrived(self, transfer: bytes, index: int, now_s: float) -> None:
+        line = self.lines.get(transfer)
+        if line is None:
+            return
+        line.granted.discard(index)
+        line.heard_s = now_s
+        if index in line.missing:
+            line.missing.remove(index)
+        if not line.missing:
+            del self.lines[transfer]
+
+    def forget(self, transfer: bytes) -> None:
+        self.lines.pop(transfer, None)
+
+    def expire(self, now_s: float) -> None:
+        for line in self.lines.values():
+            if line.granted and now_s - line.heard_s > self.lease_s:
+                line.granted.clear()
+                line.heard_s = now_s + self.lease_s  # whoever fell silent goes to the end of the queue
+
+    def granted_bytes(self) -> int:
+        return sum(len(line.granted) * line.chunk_bytes for line in self.lines.values())
+
+    def grant(self, now_s: float) -> list[Granted]:
+        """Give what credit there is to who waits; half a window is waited for, so that grants stay few."""
+        free = self.bytes_max - self.granted_bytes()
+        active = sum(bool(line.granted) for line in self.lines.values())
+        grants = []
+        for line in self.lines.values():
+            if line.heard_s > now_s or len(line.granted) > GRANT_CHUNKS_MAX // 2:
+                continue
+            if not line.granted and active >= TRANSFERS_MAX:
+                continue
+            room = min(GRANT_CHUNKS_MAX - len(line.granted), free // line.chunk_bytes)
+            fresh = [index for index in line.missing if index not in line.granted][: max(room, 0)]
+            if not fresh:
+                continue
+            active += not line.granted
+            line.granted.update(fresh)
+            free -= len(fresh) * line.chunk_bytes
+            grants.append(Granted(line.owner, line.transfer, tuple(fresh)))
+        return grants

@@ -1,0 +1,184 @@
+"""What the coordinator decided: the facts of the log. State changes by facts alone (state.py).
+
+A fact is recorded together with the input that caused it and the core's behaviour version, so recovery
+applies what was decided then, and a later core never decides an old message again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from schemas.events import DeviceStatus
+from schemas.jobs import JobSpec
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="fact"):
+    """Base of all facts."""
+
+
+class Invited(Fact, frozen=True, tag="invited"):
+    token: bytes
+    token_key: bytes
+    device: str
+    entity: str
+    expires_wall_s: float
+
+
+class Joined(Fact, frozen=True, tag="joined"):
+    """A token was spent: these are the device's keys from now on."""
+
+    token: bytes
+    join: bytes
+    device: str
+    entity: str
+    signing: bytes
+    box: bytes
+    challenge: bytes
+
+
+class Activated(Fact, frozen=True, tag="activated"):
+    device: str
+
+
+class Heard(Fact, frozen=True, tag="heard"):
+    """An authentic message of a device was taken: its number is used up."""
+
+    device: str
+    incarnation: int
+    seq: int
+
+
+class StatusChanged(Fact, frozen=True, tag="status-changed"):
+    device: str
+    status: DeviceStatus
+
+
+class DeviceRevoked(Fact, frozen=True, tag="device-revoked"):
+    device: str
+    reason: str
+
+
+class JobSubmitted(Fact, frozen=True, tag="job-submitted"):
+    """``parameters`` names the safetensors file of the initial model; empty: the task makes them."""
+
+    job: str
+    spec: JobSpec
+    parameters: str
+
+
+class VersionCommitted(Fact, frozen=True, tag="version-committed"):
+    """``model`` is SHA-256 of the version's bytes; ``round`` is 0 for the initial parameters."""
+
+    job: str
+    version: int
+    round: int
+    model: bytes
+    layout: bytes
+    samples: int
+
+
+class RoundOpened(Fact, frozen=True, tag="round-opened"):
+    job: str
+    round: int
+    base: bytes
+    cohort: list[str]
+
+
+class IssuedRequest(msgspec.Struct, frozen=True, array_like=True):
+    """``key`` is the public X25519 key that the update is sealed to."""
+
+    device: str
+    number: int
+    key: bytes
+
+
+class RequestsIssued(Fact, frozen=True, tag="requests-issued"):
+    job: str
+    round: int
+    epoch: int
+    requests: list[IssuedRequest]
+    deadline_run_s: float
+
+
+class RoundExtended(Fact, frozen=True, tag="round-extended"):
+    """The deadline passed with too few reports: more time, and further devices."""
+
+    job: str
+    round: int
+    deadline_run_s: float
+    devices: list[str]
+
+
+class RequestAccepted(Fact, frozen=True, tag="request-accepted"):
+    job: str
+    device: str
+    request: int
+
+
+class RequestDeclined(Fact, frozen=True, tag="request-declined"):
+    job: str
+    device: str
+    request: int
+    reason: str
+    text: str
+
+
+class UpdateReceived(Fact, frozen=True, tag="update-received"):
+    """The update is durable here. The order of these facts is the order of folding."""
+
+    job: str
+    device: str
+    request: int
+    digest: bytes
+
+
+class UpdateJudged(Fact, frozen=True, tag="update-judged"):
+    """``reason`` is empty when folded. ``norm`` is the L2 norm of the update; ``content`` its SHA-256."""
+
+    job: str
+    device: str
+    request: int
+    folded: bool
+    reason: str
+    norm: float = 0.0
+    samples: int = 0
+    steps: int = 0
+    train_s: float = 0.0
+    metrics: dict[str, float] = {}
+    evaluation: dict[str, float] = {}
+    content: bytes = b""
+
+
+class RoundClosed(Fact, frozen=True, tag="round-closed"):
+    job: str
+    round: int
+    reason: str
+
+
+class JobEnded(Fact, frozen=True, tag="job-ended"):
+    """``state`` is a final one of state.JobState."""
+
+    job: str
+    state: str
+    reason: str
+
+
+AnyFact = (
+    Invited
+    | Joined
+    | Activated
+    | Heard
+    | StatusChanged
+    | DeviceRevoked
+    | JobSubmitted
+    | VersionCommitted
+    | RoundOpened
+    | RequestsIssued
+    | RoundExtended
+    | RequestAccepted
+    | RequestDeclined
+    | UpdateReceived
+    | UpdateJudged
+    | RoundClosed
+    | JobEnded
+)

@@ -1,0 +1,1 @@
+"""The tests of fedbus; see CONTRIBUTING.md."""
