@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from broker.ports import Entropy, Files, Ports, write_atomic
 START_DEADLINE_S = 20.0
 STOP_DEADLINE_S = 5.0
 KILL_DEADLINE_S = 2.0
+RELEASE_DEADLINE_S = 2.0
 PROBE_DEADLINE_S = 2.0
 POLL_S = 0.02
 SALT_BYTES = 16
@@ -158,20 +160,19 @@ class EmbeddedBroker:
                 os.kill(pid, number)
             with suppress(TimeoutError):
                 async with asyncio.timeout(deadline_s):
-                    while self._find(record):
+                    while self._find(record):  # noqa: ASYNC110 - another session's process: nobody tells us
                         await asyncio.sleep(POLL_S)
 
     async def _start(self, port: int) -> None:
-        port = await self._free_port(port)
+        # A broker of ours that was just killed holds its port for a moment longer than its command line.
+        port = await _free_port(port, 0.0 if self._read_record() is None else RELEASE_DEADLINE_S)
         self._ports.files.make_dir(self._directory)
         record = _Record(pid=0, port=port, nonce=self._ports.entropy.random_bytes(16).hex())
         # Before the start, so that a broker whose starter dies right now is found by its nonce.
         self._write_record(record)
         argv = [sys.executable, "-P", "-m", "broker.embedded", "--detach", "--nonce", record.nonce]
-        argv += ["--port", str(port), "--users", str(self.users_path)]
-        # Of our packages the child must take the very same ones.
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-        process = await self._ports.spawn.start(argv, env=env, stderr=self._log_path)
+        argv += ["--port", str(port), "--users", str(self.users_path.absolute())]
+        process = await self._ports.spawn.start(argv, env=_environment(), stderr=self._log_path)
         try:
             status = await process.wait()
         finally:
@@ -191,19 +192,6 @@ class EmbeddedBroker:
                 return self._find(record) != 0
         return False
 
-    async def _free_port(self, port: int) -> int:
-        try:
-            server = await asyncio.start_server(lambda _reader, _writer: None, HOST, port)
-        except OSError as error:
-            raise BusError(
-                f"embedded broker: cannot listen on port {port}: {error.strerror or error}; "
-                "stop the program that uses it, or choose another port"
-            ) from error
-        free: int = server.sockets[0].getsockname()[1]
-        server.close()
-        await server.wait_closed()
-        return free
-
     def _find(self, record: _Record) -> int:
         """The pid of the living process with our nonce on its command line; 0 if there is none."""
         if record.pid:
@@ -219,7 +207,7 @@ class EmbeddedBroker:
             arguments = self._ports.files.read(Path("/proc", pid, "cmdline")).split(b"\0")
         except OSError:
             return False
-        return nonce.encode() in arguments
+        return b"broker.embedded" in arguments and nonce.encode() in arguments
 
     def _read_record(self) -> _Record | None:
         if not self._ports.files.exists(self._record_path):
@@ -235,6 +223,32 @@ class EmbeddedBroker:
 
     def _write_record(self, record: _Record) -> None:
         write_atomic(self._ports.files, self._record_path, json.dumps(asdict(record)).encode() + b"\n")
+
+
+async def _free_port(port: int, patience_s: float) -> int:
+    """The port itself, or any for 0. Raises `BusError` if it is still taken after the patience."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + patience_s
+    while True:
+        try:
+            server = await asyncio.start_server(lambda _reader, _writer: None, HOST, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and loop.time() < deadline_s:
+                await asyncio.sleep(POLL_S)
+                continue
+            raise BusError(
+                f"embedded broker: cannot listen on port {port}: {error.strerror or error}; "
+                "stop the program that uses it, or choose another port"
+            ) from error
+        free: int = server.sockets[0].getsockname()[1]
+        server.close()
+        await server.wait_closed()
+        return free
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and of our packages the very same ones."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
 
 async def _answers(port: int) -> bool:
@@ -258,6 +272,7 @@ def _become_daemon() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
+    os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
@@ -265,18 +280,20 @@ def _become_daemon() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run an MQTT broker for this machine until SIGTERM; logs go to standard error."""
     parser = argparse.ArgumentParser(prog="python -P -m broker.embedded", description=main.__doc__)
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     parser.add_argument("--users", type=Path, required=True, help="users file (JSON)")
     parser.add_argument("--nonce", default="", help="mark by which the starter finds the process again")
     parser.add_argument("--detach", action="store_true", help="go on in the background")
     options = parser.parse_args(arguments)
+    users = options.users.absolute()
     if options.detach:
         _become_daemon()
     # After the fork: amqtt is heavy, and only this process needs it.
     from broker.embedded_server import serve
 
-    return serve(HOST, options.port, options.users)
+    return serve(HOST, options.port, users)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The daemon's half of the embedded broker: amqtt with our users and topic rules.
 
-The only module that imports amqtt (0.12). Two of its faults are mended here, because they would stall a
-device for good: a refused login must not push out the session that it names, and a session taken over by
-a new connection must not end as "disconnected" when the old connection is cleared away.
+The only module that imports amqtt (0.12). Three of its faults are mended here, because no resending would
+make up for them: a refused login must not push out the session that it names; a session taken over by a new
+connection must not end as "disconnected" when the old connection is cleared away; what a sender had
+acknowledged must be passed on although it left (hundreds of messages stayed behind).
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ import asyncio
 import hmac
 import json
 import logging
-import os
 import resource
 import signal
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ async def _serve(host: str, port: int, users: Path) -> int:
     try:
         await broker.start()
     except BrokerError as error:
-        print(f"embedded broker: port {port}: {error}; stop the program that uses it", file=sys.stderr)
+        _log.error("port %d: %s; stop the program that uses it, or choose another port", port, error)
         return 1
     await stop.wait()
     with suppress(TimeoutError):
@@ -149,6 +148,16 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types
             return
         await super()._handle_client_session(reader, writer, client_session, handler, server, listener_name)
 
+    async def _client_message_loop(self, client_session: Session, handler: Any) -> None:
+        await super()._client_message_loop(client_session, handler)
+        # Acknowledged, but not passed on yet when the sender left.
+        rest = client_session.delivered_message_queue
+        while not rest.empty():
+            message = asyncio.get_running_loop().create_future()
+            message.set_result(rest.get_nowait())
+            if not await self._handle_message_delivery(client_session, handler, message):
+                break
+
     async def _publish_session_retained_messages(self, session: Session) -> None:
         # First thing after a new connection stands: the old one may have marked the session meanwhile.
         if not session.transitions.is_connected():
@@ -156,10 +165,12 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types
         await super()._publish_session_retained_messages(session)
 
     async def _handle_disconnect(self, client_session: Session, handler: Any, disconnect_waiter: Any) -> None:
+        if self._get_handler(client_session) is handler:
+            # At once: what is sent while the old connection is cleared away would be lost.
+            client_session.transitions.disconnect()
         await super()._handle_disconnect(client_session, handler, disconnect_waiter)
-        if self._get_handler(client_session) is not handler and not client_session.transitions.is_connected():
-            client_session.transitions.connect()
-            await super()._publish_session_retained_messages(client_session)
+        if self._get_handler(client_session) is not handler:
+            await self._publish_session_retained_messages(client_session)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

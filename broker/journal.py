@@ -124,8 +124,7 @@ class Journal:
             file.truncate(self._end)
         self._pending: deque[tuple[bytes, asyncio.Future[Mark]]] = deque()
         self._pending_bytes = 0
-        self._work = asyncio.Event()
-        self._settled = asyncio.Event()
+        self._work, self._settled = asyncio.Event(), asyncio.Event()
         self._running = False
         self._failure: OSError | None = None
         self._closed = "was opened for reading only" if read_only else ""

@@ -121,6 +121,8 @@ class _MqttLink:
         self._paho.on_message = self._on_message
         self._register_socket = self._paho.on_socket_open
         self._paho.on_socket_open = self._on_socket_open
+        self._end_connection = self._paho.on_disconnect
+        self._paho.on_disconnect = self._on_disconnect
 
     async def open(self) -> None:
         # aiomqtt forgets a break that comes right behind CONNACK by replacing this future.
@@ -219,6 +221,13 @@ class _MqttLink:
 
     def _on_message(self, _client: PahoClient, _userdata: object, message: MQTTMessage) -> None:
         self._inbox.receive(message.topic, bytes(message.payload), message.mid if message.qos else None)
+
+    def _on_disconnect(self, *args: Any) -> None:
+        # aiomqtt overlooks a break before CONNACK, and would wait for an answer for ever.
+        if not self._client._connected.done():
+            self._client._connected.set_exception(aiomqtt.MqttError("closed before the broker answered"))
+        if self._end_connection is not None:
+            self._end_connection(*args)
 
     def _on_socket_open(self, client: PahoClient, userdata: object, sock: Any) -> None:
         # Runs in the thread that connects, which a cancelled attempt leaves running.

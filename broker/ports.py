@@ -36,6 +36,9 @@ class File(Protocol):
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes; fewer at the end of the file."""
 
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """Fill ``out`` from ``offset``, without a copy between; the bytes read, fewer at the end."""
+
     def sync(self) -> None:
         """Return once what was written survives a power cut (fdatasync)."""
 

@@ -78,6 +78,12 @@ class _File:
             have += len(data)
         return b"".join(parts)
 
+    def read_into(self, offset: int, out: memoryview) -> int:
+        have = 0
+        while have < len(out) and (got := os.preadv(self._descriptor, [out[have:]], offset + have)):
+            have += got
+        return have
+
     def sync(self) -> None:
         os.fdatasync(self._descriptor)
 

@@ -27,5 +27,5 @@ def select(job: Job, round_: int, attempt: int, candidates: list[str], wanted: i
     scale", section 2.2).
     """
     count = min(len(candidates), math.ceil(wanted * job.spec.over_selection))
-    draw = random.Random(f"{job.id}:{job.spec.seed}:{round_}:{attempt}")  # noqa: S311  # not a secret
+    draw = random.Random(f"{job.id}:{job.spec.seed}:{round_}:{attempt}")  # a draw, not a secret
     return sorted(draw.sample(candidates, count))

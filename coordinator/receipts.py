@@ -33,7 +33,7 @@ def received(turn: Turn, update: UpdateCompleted) -> None:
         _reject(turn, job.id, request, "the device was revoked")
     elif job.state in ENDED_JOB:
         _reject(turn, job.id, request, f"late: the job was {job.state}")
-    elif (was not in OPEN_REQUEST and was is not RequestState.DECLINED) or not _in_time(turn, job.id, request):
+    elif was is RequestState.CLOSED or not _in_time(turn, job.id, request):
         _reject(turn, job.id, request, f"late: round {request.round} was closed")
     else:
         turn.order(Fold(job.id, request.device, request.number))
@@ -128,13 +128,13 @@ def _request(turn: Turn, device: str, job: str, number: int) -> Request | None:
 def tell_state(turn: Turn, device: str, asked: StateRequest) -> None:
     """What stands open for a device that came back; requests that it does not know are sent again."""
     held = {(ref.job, ref.request) for ref in asked.requests}
-    wanted = []
-    for job in turn.state.jobs.values():
-        if job.round is None or job.round.closed:
-            continue
-        for request in job.round.requests:
-            if request.device == device and request.state in OPEN_REQUEST:
-                wanted.append((job.id, request.number))
+    wanted = [
+        (job.id, request.number)
+        for job in turn.state.jobs.values()
+        if job.round and not job.round.closed
+        for request in job.round.requests
+        if request.device == device and request.state in OPEN_REQUEST
+    ]
     for job_id, number in wanted:
         if (job_id, number) not in held:
             turn.order(SendRequest(job_id, device, number))

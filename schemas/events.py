@@ -112,6 +112,9 @@ class TrainingRequest(Event, frozen=True, tag="training-request"):
     chunk_bytes: ChunkBytes
     deadline_s: Seconds
 
+    def __repr__(self) -> str:
+        return f"TrainingRequest(job={self.job!r}, request={self.request}, round={self.round})"
+
 
 class Accept(Event, frozen=True, tag="accept"):
     """Device: I will train; the request is durable here."""

@@ -29,6 +29,7 @@ from schemas.sealing import derive
 
 ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 DELTA = "delta"
+CHUNK_CONTEXT = b""  # associated data of a model's chunks: their key binds all there is to bind
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
@@ -93,7 +94,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
                 f"{self.trained_count} trained parameters; 1 to {PARAMETERS_MAX} are allowed"
             )
         if self.model_bytes > CONTENT_BYTES_MAX:
-            raise LayoutMismatch(f"a model of {self.model_bytes} bytes; at most {CONTENT_BYTES_MAX} may travel")
+            raise LayoutMismatch(f"a model of {self.model_bytes} bytes; the most is {CONTENT_BYTES_MAX}")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):

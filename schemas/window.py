@@ -43,7 +43,7 @@ class Window(msgspec.Struct, frozen=True):
         if order.seq > high:
             shift = min(order.seq - high, REPLAY_WINDOW)
             bits, high = (bits << shift | 1) & MASK, order.seq
-        else:
+        elif order.seq > high - REPLAY_WINDOW:
             bits |= 1 << (high - order.seq)
         packed = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
         return Window(order.incarnation, high, packed)

@@ -35,7 +35,8 @@ __all__ = [
 
 GROUP: Final = "fedbus.tasks"
 
-Config: TypeAlias = Mapping[str, Scalar | list[int] | list[float] | list[str]]
+Config: TypeAlias = Mapping[str, Scalar | list[str | int | float]]
+"""`schemas.jobs.TaskConfig`, to be read only."""
 
 Pace: TypeAlias = Callable[[], None]
 """Called after every optimiser step; may sleep, and may raise to end the training (let it through)."""
@@ -66,7 +67,8 @@ class Trained:
 class Task(Protocol):
     """One kind of local training. All methods run in the worker process, one after the other.
 
-    ``data`` is always what this task's own ``load`` returned (hence ``Any``: implementations name its type). All errors meant for people are `TaskError`.
+    ``data`` is always what this task's own ``load`` returned, so implementations name its exact type
+    where this says ``Any``. All errors meant for people are `TaskError`.
     """
 
     def __init__(self, config: Config) -> None:

@@ -41,12 +41,6 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     scale: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
     held_out: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = 0.1
 
-    def hidden_widths(self) -> list[int]:
-        """Widths of the MLP's hidden layers: one of 64 unless told; none for a linear model."""
-        if self.hidden is None:
-            return [64]
-        return [self.hidden] if isinstance(self.hidden, int) else self.hidden
-
 
 ALLOWED: Final = {
     "model": '"mlp" or "cnn"',
@@ -95,10 +89,7 @@ class VisionTask:
         return VisionData(path=path, x=inputs, y=labels, train=train, held_out=held_out, scale=scale)
 
     def train(self, model: nn.Module, data: VisionData, settings: LocalSettings, pace: Pace) -> Trained:
-        """SGD over ``settings.epochs`` shuffled passes, the last batch of a pass may be smaller.
-
-        ``metrics["loss"]`` is the mean over the samples of the last pass, each before its own step.
-        """
+        """SGD in shuffled passes, each with all samples. ``metrics["loss"]`` is the mean of the last pass."""
         torch.manual_seed(settings.seed)  # for models with dropout; the batches have a source of their own
         order = torch.Generator().manual_seed(settings.seed)
         optimiser = torch.optim.SGD(
@@ -122,7 +113,11 @@ class VisionTask:
                 if steps == settings.steps_max:
                     break
             loss = total / seen
-        _require_finite(model, settings)
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise TaskError(
+                f"training diverged: the last step made parameters infinite or NaN; "
+                f"lower learning_rate = {settings.learning_rate} or momentum = {settings.momentum}"
+            )
         return Trained(samples=data.train_samples, steps=steps, metrics={"loss": loss})
 
     def evaluate(self, model: nn.Module, data: VisionData) -> dict[str, float]:
@@ -186,10 +181,11 @@ def read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """``x`` and ``y`` of an npz file as they are stored. Raises `TaskError`."""
     remedy = "write it with numpy.savez(path, x=..., y=...)"
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise TaskError(f"{path}: holds one bare array, not an npz archive; {remedy}")
-        with archive:
+        # Opened here: numpy leaks its own handle when the archive is damaged.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise TaskError(f"{path}: holds one bare array, not an npz archive; {remedy}")
             names = sorted(archive.files)
             if not {"x", "y"} <= set(names):
                 raise TaskError(f"{path}: holds {names or 'nothing'}, but x and y are needed; {remedy}")
@@ -198,13 +194,11 @@ def read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         raise TaskError(
             f"{path}: no such file; correct the path of this data set or put the file there"
         ) from error
-    except EOFError as error:
-        raise TaskError(f"{path}: the file is empty or cut off; {remedy}") from error
     except OSError as error:
         raise TaskError(
             f"{path}: cannot be read: {error.strerror or error}; correct its type or permissions"
         ) from error
-    except (ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise TaskError(f"{path}: is not an npz file of plain arrays ({error}); {remedy}") from error
 
 
@@ -270,19 +264,12 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tens
     return value
 
 
-def _require_finite(model: nn.Module, settings: LocalSettings) -> None:
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise TaskError(
-            f"training diverged: the last step made parameters infinite or NaN; "
-            f"lower learning_rate = {settings.learning_rate} or momentum = {settings.momentum}"
-        )
-
-
 def _mlp(config: VisionConfig) -> nn.Module:
     """Flatten, then linear layers with ReLU between them."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     width = math.prod(config.shape)
-    for number, wide in enumerate(config.hidden_widths(), start=1):
+    hidden = [64] if config.hidden is None else config.hidden
+    for number, wide in enumerate([hidden] if isinstance(hidden, int) else hidden, start=1):
         layers[f"hidden{number}"] = nn.Linear(width, wide)
         layers[f"relu{number}"] = nn.ReLU()
         width = wide
@@ -291,24 +278,19 @@ def _mlp(config: VisionConfig) -> nn.Module:
 
 
 def _cnn(config: VisionConfig) -> nn.Module:
-    """Convolve and pool twice, then one linear layer.
-
-    No batch normalisation: its running statistics are of one device's data and average badly.
-    """
+    """Convolve and pool twice, then one linear layer. No batch norm: its statistics average badly."""
     channels = config.shape[0] if len(config.shape) == 3 else 1
     height, width = config.shape[-2:]
-    first, second = CNN_CHANNELS
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if len(config.shape) == 2:
         layers["channel"] = nn.Unflatten(1, (1, height))
-    layers["conv1"] = nn.Conv2d(channels, first, kernel_size=3, padding=1)
-    layers["relu1"] = nn.ReLU()
-    layers["pool1"] = nn.MaxPool2d(2)
-    layers["conv2"] = nn.Conv2d(first, second, kernel_size=3, padding=1)
-    layers["relu2"] = nn.ReLU()
-    layers["pool2"] = nn.MaxPool2d(2)
+    for number, maps in enumerate(CNN_CHANNELS, start=1):
+        layers[f"conv{number}"] = nn.Conv2d(channels, maps, kernel_size=3, padding=1)
+        layers[f"relu{number}"] = nn.ReLU()
+        layers[f"pool{number}"] = nn.MaxPool2d(2)
+        channels = maps
     layers["flatten"] = nn.Flatten()
-    layers["output"] = nn.Linear(second * (height // 4) * (width // 4), config.classes)
+    layers["output"] = nn.Linear(channels * (height // 4) * (width // 4), config.classes)
     return nn.Sequential(layers)
 
 

@@ -39,6 +39,11 @@ def test_what_was_written_is_read_back_at_its_offset(tmp_path: Path) -> None:
     assert file.read_at(0, 100) == b"Jello world"
     assert file.read_at(6, 3) == b"wor"
     assert file.read_at(50, 3) == b""
+    out = bytearray(b"_" * 8)
+    assert file.read_into(6, memoryview(out)[1:4]) == 3
+    assert file.read_into(9, memoryview(out)[4:]) == 2
+    assert out == b"_world__"
+    assert file.read_into(50, memoryview(out)) == 0
     file.truncate(5)
     assert file.size() == 5
     file.close()

@@ -122,6 +122,11 @@ class SimFile:
         self._check()
         return bytes(self._inode.data[offset : offset + size])
 
+    def read_into(self, offset: int, out: memoryview) -> int:
+        data = self.read_at(offset, len(out))
+        out[: len(data)] = data
+        return len(data)
+
     def sync(self) -> None:
         self._change("sync")
         self._inode.unsynced.clear()

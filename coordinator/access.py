@@ -1,0 +1,71 @@
+"""Users at the broker: every device is a user of its own, who may use its own two topics only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from broker import embedded
+from broker.embedded import EmbeddedBroker
+from broker.ports import Ports
+from schemas import topics
+from schemas.ids import COORDINATOR, DeviceId, FederationId
+
+BROKER_FOLDER = "broker"
+log = structlog.get_logger()
+
+
+class Access(Protocol):
+    """The broker's users, as far as this coordinator may change them. Blocking."""
+
+    def admit(self, device: DeviceId, password: str) -> None:
+        """Let a device log in with this password."""
+
+    def shut_out(self, device: DeviceId) -> None:
+        """Take a device's access away."""
+
+
+class EmbeddedAccess:
+    """Writes the embedded broker's users file."""
+
+    def __init__(self, ports: Ports, broker: EmbeddedBroker, federation: FederationId) -> None:
+        self._ports = ports
+        self._path: Path = broker.users_path
+        self._federation = federation
+
+    def admit(self, device: DeviceId, password: str) -> None:
+        embedded.write_user(
+            self._ports.files,
+            self._path,
+            device,
+            password,
+            publish=[topics.up(self._federation, device)],
+            subscribe=[topics.down(self._federation, device)],
+            entropy=self._ports.entropy,
+        )
+
+    def admit_coordinator(self, password: str) -> None:
+        embedded.write_user(
+            self._ports.files,
+            self._path,
+            COORDINATOR,
+            password,
+            publish=[topics.all_down(self._federation)],
+            subscribe=[topics.all_up(self._federation)],
+            entropy=self._ports.entropy,
+        )
+
+    def shut_out(self, device: DeviceId) -> None:
+        embedded.remove_user(self._ports.files, self._path, device)
+
+
+class OwnersAccess:
+    """A broker that somebody else administers: users are made there, by hand or by its owner's tools."""
+
+    def admit(self, device: DeviceId, password: str) -> None:
+        log.info("the broker's administrator must know this device", device=device)
+
+    def shut_out(self, device: DeviceId) -> None:
+        log.warning("remove the revoked device's user at the broker, too", device=device)

@@ -1,0 +1,114 @@
+"""The composition root: every part of a coordinator is made and joined here, and nowhere else.
+
+One update, end to end:
+
+1. `core.step` opens a round (`rounds`), picks a cohort (`cohort`) and orders `Prepare`; `works` makes the
+   request keys and has the model ready (`store`); the outcome ``Prepared`` goes into the log.
+2. The core issues the requests; `dispatch` seals, signs, records and sends each. The device pulls the
+   model's chunks (`SendChunks`), trains, and publishes its update.
+3. `intake` looks at what comes: size → signature → replay window. A large update is offered first and
+   comes in granted chunks (`uploads`, broker.transfer). When all of it is durable in the bodies,
+   ``UpdateCompleted`` goes into the log (`ledger`, broker.journal: group commit).
+4. Only then the receipt is sent: the device may forget. The core orders `Fold`; `works` opens the update,
+   checks it (`fold`), and ``Checked`` goes into the log; the core judges it (`receipts`).
+5. A folded update is added to the sum at once. When the closing rule holds, the core orders `Commit`;
+   the new version's files are written, ``Committed`` goes into the log, and the next round opens.
+
+Every input is durable before its effects happen; after a crash the log is read again and what was ordered
+without an outcome is ordered again (`Started`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from broker.bodies import Bodies
+from broker.bus import Bus
+from broker.journal import Mark
+from broker.mailbox import Mailbox, Sequencer
+from broker.ports import Ports
+from coordinator import control
+from coordinator.access import Access
+from coordinator.commands import Commands
+from coordinator.config import Config
+from coordinator.dispatch import Dispatch
+from coordinator.effects import Commit, Effect, Fold, MakeInitial, Prepare, ShutOut
+from coordinator.inputs import Started
+from coordinator.intake import Intake
+from coordinator.keystore import Identity, KeyStore
+from coordinator.ledger import Ledger
+from coordinator.rounds import next_deadline_run_s
+from coordinator.state import ENDED_JOB
+from coordinator.store import Store
+from coordinator.works import Works
+from schemas.ids import DeviceId
+from schemas.limits import TICK_S
+
+log = structlog.get_logger()
+
+
+class Coordinator:
+    """One coordinator on one state directory. The caller holds the directory's lock."""
+
+    def __init__(
+        self, directory: Path, config: Config, identity: Identity, ports: Ports, bus: Bus, access: Access
+    ) -> None:
+        files = ports.files
+        self._directory = directory
+        self._ports = ports
+        self._bus = bus
+        self._access = access
+        self.ledger = Ledger.open(files, directory, identity.federation, ports.clock)
+        keys = KeyStore(files, directory, ports.entropy)
+        self._store = Store(files, directory, identity, keys)
+        bodies = Bodies(files, directory / "bodies")
+        bodies.sweep()
+        sequencer = Sequencer(files, directory / "seq")
+        mailbox = Mailbox(bus, identity.federation, identity.online, sequencer, ports.entropy)
+        self._dispatch = Dispatch(mailbox, self.ledger, self._store, keys, identity, ports.offload)
+        self._works = Works(self.ledger, self._store, keys, identity, bodies, ports, directory)
+        self.intake = Intake(
+            self.ledger, identity, self._dispatch, self._store, bodies, ports, directory / "spool"
+        )
+        self.commands = Commands(self.ledger, identity, config, access, self.intake, ports)
+
+    async def run(self, *, listen: bool = True) -> None:
+        """Serve until cancelled. ``listen`` opens the control socket (not in simulation)."""
+        self.intake.uploads.sweep()
+        async with self._bus, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.ledger.run(self._ports.offload, self._perform), name="ledger")
+            tasks.create_task(self._works.run(), name="works")
+            tasks.create_task(self._dispatch.run(self._bus), name="dispatch")
+            await self._start()
+            tasks.create_task(self.intake.run(self._bus), name="intake")
+            tasks.create_task(self._keep_time(), name="time")
+            if listen:
+                tasks.create_task(control.serve(self._directory, self.commands.handle), name="control")
+            log.info("serving", directory=str(self._directory), entries=self.ledger.journal.count)
+
+    async def _start(self) -> None:
+        for job in self.ledger.state.jobs.values():
+            if job.state not in ENDED_JOB and job.versions and job.epoch:
+                await self._works.offer(job, job.epoch)
+        await self.ledger.submit(Started())
+
+    async def _perform(self, effect: Effect, mark: Mark) -> None:
+        match effect:
+            case Fold() | Commit() | Prepare() | MakeInitial():
+                self._works.order(effect)
+            case ShutOut():
+                await self._ports.offload.run(self._access.shut_out, DeviceId(effect.device))
+            case _:
+                self._dispatch.perform(effect, mark)
+
+    async def _keep_time(self) -> None:
+        while True:
+            now_s = self.ledger.now().run_s
+            due_s = next_deadline_run_s(list(self.ledger.state.jobs.values()))
+            wait_s = TICK_S if due_s is None else min(max(due_s - now_s, 0.0), TICK_S)
+            await asyncio.sleep(max(wait_s, 0.05))
+            if due_s is not None:
+                await self.ledger.tick()

@@ -1,0 +1,223 @@
+"""From effects to messages: seals, signs, records and sends what devices are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from hashlib import blake2b
+
+from broker.bus import Bus, BusLost
+from broker.journal import Mark
+from broker.mailbox import Mailbox
+from broker.ports import Offload
+from coordinator.effects import AnswerJoin, SendChunks, SendReceipt, SendRequest, Tell
+from coordinator.keystore import Identity, KeyStore
+from coordinator.ledger import Ledger
+from coordinator.state import DeviceState, RequestState
+from coordinator.store import NO_VERSION, Store
+from schemas import topics
+from schemas.chunks import pack_chunk
+from schemas.enrolment import Welcome, seal_welcome
+from schemas.events import Event, Receipt, TrainingRequest, encode_event
+from schemas.ids import DeviceId
+from schemas.jobs import LocalSettings
+from schemas.keys import Certificate, Kind, open_key_set, sign_struct
+from schemas.limits import CHUNK_BYTES_DEFAULT, RESEND_CAP_S, RESEND_FIRST_S
+
+LANES = 8  # senders side by side; one device's messages stay on one lane, in order
+LANE_MESSAGES_MAX = 4_096
+
+
+class Dispatch:
+    """The way out to the devices. What is lost on it is asked for again by the device, or sent again here."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        ledger: Ledger,
+        store: Store,
+        keys: KeyStore,
+        identity: Identity,
+        offload: Offload,
+    ) -> None:
+        self._mailbox = mailbox
+        self._ledger = ledger
+        self._store = store
+        self._keys = keys
+        self._identity = identity
+        self._offload = offload
+        self._lanes: list[asyncio.Queue[tuple[str, Event | bytes | SendChunks]]] = [
+            asyncio.Queue(LANE_MESSAGES_MAX) for _ in range(LANES)
+        ]
+        self._sent_at_run_s: dict[tuple[str, str, int], tuple[float, float]] = {}
+        self.dropped: Counter[str] = Counter()
+
+    def tell(self, device: str, event: Event | bytes | SendChunks) -> None:
+        """Queue a message to a device. Over the bound it is dropped and counted: devices ask again."""
+        lane = self._lanes[blake2b(device.encode(), digest_size=1).digest()[0] % LANES]
+        try:
+            lane.put_nowait((device, event))
+        except asyncio.QueueFull:
+            self.dropped[device] += 1
+
+    def perform(self, effect: Tell | AnswerJoin | SendRequest | SendReceipt | SendChunks, mark: Mark) -> None:
+        """Carry out an effect that is a message."""
+        match effect:
+            case Tell():
+                self.tell(effect.device, effect.event)
+            case AnswerJoin():
+                self.tell(effect.join.device, self._welcome(effect))
+            case SendRequest():
+                self._send_request(effect.job, effect.device, effect.request, RESEND_FIRST_S)
+            case SendReceipt():
+                self.tell(
+                    effect.device,
+                    Receipt(
+                        job=effect.job,
+                        request=effect.request,
+                        digest=effect.digest,
+                        index=mark.index,
+                        head=mark.head,
+                    ),
+                )
+            case SendChunks():
+                self.tell(effect.device, effect)
+
+    def _welcome(self, effect: AnswerJoin) -> bytes:
+        join, identity = effect.join, self._identity
+        certificate = b""
+        if not effect.refused:
+            keys = open_key_set(identity.key_set, identity.root, identity.federation)
+            certificate = sign_struct(
+                Kind.CERTIFICATE,
+                identity.online,
+                Certificate(
+                    federation=identity.federation,
+                    device=join.device,
+                    entity=effect.entity,
+                    signing=join.signing,
+                    box=join.box,
+                    key_set=keys.number,
+                ),
+            )
+        welcome = Welcome(
+            join=join.digest(),
+            key_set=identity.key_set,
+            certificate=certificate,
+            challenge=effect.challenge,
+            refused=effect.refused,
+        )
+        return seal_welcome(welcome, join.box, identity.online)
+
+    def _send_request(self, job_id: str, device: str, number: int, again_after_s: float) -> None:
+        request = self._request(job_id, device, number)
+        if request is not None:
+            now_s = self._ledger.now().run_s
+            self._sent_at_run_s[job_id, device, number] = (now_s, again_after_s)
+            self.tell(device, request)
+
+    def _request(self, job_id: str, device: str, number: int) -> TrainingRequest | None:
+        job = self._ledger.state.jobs[job_id]
+        request = job.requests.get((device, number))
+        if request is None or job.round is None or request.round != job.round.number:
+            return None
+        version = job.versions[-1]
+        previous = job.versions[-2].model if len(job.versions) > 1 else NO_VERSION
+        offered = self._store.offer(job_id, version.number, version.model, previous, job.epoch)
+        spec = job.spec
+        local = LocalSettings(
+            epochs=spec.local.epochs,
+            batch_size=spec.local.batch_size,
+            learning_rate=spec.local.learning_rate,
+            momentum=spec.local.momentum,
+            weight_decay=spec.local.weight_decay,
+            steps_max=spec.local.steps_max,
+            seed=_seed(spec.seed, job_id, device, request.round),
+        )
+        return TrainingRequest(
+            job=job_id,
+            request=number,
+            round=request.round,
+            base=version.model,
+            task=spec.task,
+            dataset=spec.data_name(),
+            config=spec.config,
+            local=local,
+            manifest=offered.blob,
+            layout=self._store.layout_blob(job_id),
+            job_key=self._keys.job_key(job_id, job.epoch),
+            update_key=request.key,
+            chunk_bytes=CHUNK_BYTES_DEFAULT,
+            deadline_s=max(job.round.deadline_run_s - self._ledger.now().run_s, 1.0),
+        )
+
+    def resend_due(self) -> None:
+        """Send requests again that no device has answered yet, ever more rarely."""
+        now_s = self._ledger.now().run_s
+        for (job_id, device, number), (sent_s, wait_s) in list(self._sent_at_run_s.items()):
+            if now_s < sent_s + wait_s:
+                continue
+            request = self._ledger.state.jobs[job_id].requests.get((device, number))
+            if request is None or request.state is not RequestState.ISSUED:
+                del self._sent_at_run_s[job_id, device, number]
+            else:
+                self._send_request(job_id, device, number, min(2 * wait_s, RESEND_CAP_S))
+
+    async def run(self, bus: Bus) -> None:
+        """Send what is queued, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for number, lane in enumerate(self._lanes):
+                tasks.create_task(self._send(bus, lane), name=f"send-{number}")
+            tasks.create_task(self._resend(), name="resend")
+
+    async def _resend(self) -> None:
+        while True:
+            await asyncio.sleep(RESEND_FIRST_S / 2)
+            self.resend_due()
+
+    async def _send(self, bus: Bus, lane: asyncio.Queue[tuple[str, Event | bytes | SendChunks]]) -> None:
+        while True:
+            device, what = await lane.get()
+            topic = topics.down(self._identity.federation, DeviceId(device))
+            try:
+                if isinstance(what, bytes):
+                    await bus.publish(topic, what)
+                elif isinstance(what, SendChunks):
+                    await self._send_chunks(bus, topic, what)
+                else:
+                    await self._send_event(bus, topic, device, what)
+            except BusLost:
+                self.dropped[device] += 1  # in doubt: the device asks again after it reconnects
+
+    async def _send_event(self, bus: Bus, topic: str, device_id: str, event: Event) -> None:
+        device = self._ledger.state.devices.get(device_id)
+        if device is None:
+            return
+        envelope = self._mailbox.sign(self._mailbox.seal(device.box, event))
+        self._ledger.sent(device_id, envelope.header_bytes, encode_event(_without_secrets(event)))
+        await bus.publish(topic, envelope.to_bytes())
+
+    async def _send_chunks(self, bus: Bus, topic: str, pull: SendChunks) -> None:
+        offered = self._store.by_transfer.get(pull.transfer)
+        device = self._ledger.state.devices[pull.device]
+        if offered is None or device.state is not DeviceState.ACTIVE:
+            return
+        if pull.device not in self._ledger.state.jobs[offered.manifest.job].newest:
+            return  # never asked to train this job, so none of its models is for it
+        for index in pull.chunks:
+            if index < len(offered.manifest.chunks):
+                sealed = await self._offload.run(self._store.read_chunk, offered, index)
+                await bus.publish(topic, pack_chunk(pull.transfer, index, sealed))
+
+
+def _seed(seed: int, job: str, device: str, round_: int) -> int:
+    """The order of a device's batches in a round: fixed by the job's seed."""
+    text = f"{seed}:{job}:{device}:{round_}".encode()
+    return int.from_bytes(blake2b(text, digest_size=4, person=b"fb1.local-seed").digest(), "little")
+
+
+def _without_secrets(event: Event) -> Event:
+    if not isinstance(event, TrainingRequest):
+        return event
+    fields = {name: getattr(event, name) for name in event.__struct_fields__}
+    return TrainingRequest(**fields | {"job_key": bytes(32)})

@@ -1,0 +1,192 @@
+"""Updates into a model: open, check, add. Memory is O(parameters), however many updates there are.
+
+FedAvg (McMahan et al. 2017, algorithm 1): the new model is base + Σ nₖ·δₖ / Σ nₖ over the folded updates,
+nₖ the samples of device k and δₖ its change. Updates are added in log order in float64, elementwise, one
+multiply and one add each; so the same log gives the same bits on every machine (ARCHITECTURE.md,
+"Bit-determinism").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.bodies import Bodies
+from broker.ports import File
+from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
+from schemas.errors import Malformed, WireError
+from schemas.events import Update, decode_from_device
+from schemas.keys import BoxKey
+from schemas.limits import BODY_BYTES_MAX, CHUNK_OVERHEAD_BYTES, HEADER_BYTES_MAX
+from schemas.models import DELTA, Layout
+from schemas.sealing import chunk_open_into
+
+STORED_BYTES_MAX = BODY_BYTES_MAX + 2 * HEADER_BYTES_MAX
+BLOCK = 32_768  # coordinates at a time: their float64 copies stay in the processor's cache
+
+
+class Unfit(Exception):
+    """An update that cannot be folded. The text starts with the kind of fault: recorded as its verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the update that answers one request must be."""
+
+    federation: bytes
+    job: str
+    request: int
+    base: bytes
+    layout: Layout
+    key: BoxKey
+
+
+def stored(envelope: Envelope) -> bytes:
+    """How an update's envelope is kept: u32 length ‖ envelope. Its chunks, if any, follow it."""
+    data = envelope.to_bytes()
+    return LENGTH.pack(len(data)) + data
+
+
+def read_envelope(file: File) -> tuple[Envelope, int]:
+    """The envelope at the start of a stored update, and where its chunks begin.
+
+    Raises `Malformed` when a crash cut it short.
+    """
+    prefix = file.read_at(0, LENGTH.size)
+    if len(prefix) < LENGTH.size or not 0 < (size := LENGTH.unpack(prefix)[0]) <= STORED_BYTES_MAX:
+        raise Malformed("the stored update is cut short")
+    return parse(file.read_at(LENGTH.size, size)), LENGTH.size + size
+
+
+class Folder:
+    """Opens, checks and adds updates of one layout, one after the other, in the same buffers.
+
+    Peak memory: 4 bytes per parameter for the open update, 8 for the sum, 8 for the model at the end.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._count = layout.trained_count
+        self._open: NDArray[np.float32] = np.empty(self._count, dtype="<f4")
+        self._sum: NDArray[np.float64] = np.zeros(self._count)
+        self._block: NDArray[np.float64] = np.empty(min(BLOCK, self._count))
+        self._sealed = bytearray()
+        self.samples = 0
+        self.folded = 0
+
+    def read(self, file: File, expected: Expected) -> Update:
+        """Open an update into the buffer and bind it to its request. Raises `Unfit`."""
+        try:
+            envelope, chunks_at = read_envelope(file)
+            opened = open_envelope(envelope, expected.key, expected.federation)
+            update = decode_from_device(opened.inner)
+        except WireError as error:
+            raise Unfit(f"{error.code}: {error}") from error
+        if not isinstance(update, Update):
+            raise Unfit("type: the sealed document is no update")
+        if (update.job, update.request) != (expected.job, expected.request):
+            raise Unfit(f"job: sealed for request {update.request} of job {update.job}")
+        if update.base != expected.base:
+            raise Unfit("base: trained on another model version than the request's")
+        if [(vector.name, vector.length) for vector in update.vectors] != [(DELTA, self._count)]:
+            raise Unfit(f"layout: the vectors are not one {DELTA!r} of {self._count} coordinates")
+        try:
+            self._fill(file, chunks_at, envelope.clear, opened, update)
+        except WireError as error:
+            raise Unfit(f"{error.code}: {error}") from error
+        return update
+
+    def _fill(self, file: File, at: int, clear: Clear, opened: Opened, update: Update) -> None:
+        out = self._open.data.cast("B")
+        got = clear.content_bytes if clear.chunks else len(update.inline)
+        if got != len(out):
+            raise Unfit(f"length: {got} bytes where {len(out)} belong")
+        if not clear.chunks:
+            out[:] = update.inline
+            return
+        if len(self._sealed) < clear.chunk_bytes + CHUNK_OVERHEAD_BYTES:
+            self._sealed = bytearray(clear.chunk_bytes + CHUNK_OVERHEAD_BYTES)
+        for index in range(clear.chunks):
+            plain = clear.chunk_size(index)
+            sealed = memoryview(self._sealed)[: plain + CHUNK_OVERHEAD_BYTES]
+            if file.read_into(at, sealed) != len(sealed):
+                raise Unfit("length: the stored update is cut short")
+            start = index * clear.chunk_bytes
+            chunk_open_into(
+                opened.key, index, clear.chunks, sealed, opened.context, out[start : start + plain]
+            )
+            at += len(sealed)
+
+    def norm(self) -> float:
+        """The L2 norm of the open update; inf or nan unless every coordinate is finite and sane."""
+        total = 0.0
+        for start in range(0, self._count, BLOCK):
+            part = self._open[start : start + BLOCK]
+            block = self._block[: len(part)]
+            np.copyto(block, part)
+            np.multiply(block, block, out=block)
+            total += float(block.sum())
+        return math.sqrt(total) if math.isfinite(total) else total
+
+    def content_digest(self) -> bytes:
+        """SHA-256 of the open update's bytes."""
+        return sha256(self._open.data.cast("B")).digest()
+
+    def add(self, samples: int) -> None:
+        """Fold the open update with the weight ``samples``."""
+        weight = float(samples)
+        for start in range(0, self._count, BLOCK):
+            part = self._open[start : start + BLOCK]
+            block = self._block[: len(part)]
+            total = self._sum[start : start + BLOCK]
+            np.copyto(block, part)
+            np.multiply(block, weight, out=block)
+            np.add(total, block, out=total)
+        self.samples += samples
+        self.folded += 1
+
+    def finish(self, base: bytes) -> bytearray:
+        """The next model's bytes: ``base`` with its trained part moved by the weighted mean."""
+        model = bytearray(base)
+        trained = np.frombuffer(model, dtype="<f4", count=self._count)
+        for start in range(0, self._count, BLOCK):
+            part = trained[start : start + BLOCK]
+            block = self._block[: len(part)]
+            np.divide(self._sum[start : start + BLOCK], float(self.samples), out=block)
+            np.add(block, part, out=block)
+            np.copyto(part, block, casting="same_kind")
+        return model
+
+    def clear(self) -> None:
+        """Start the next round with the same buffers."""
+        self._sum.fill(0.0)
+        self.samples = 0
+        self.folded = 0
+
+
+@dataclass(slots=True)
+class Looked:
+    """What opening an update showed. ``problem`` is empty when nothing speaks against folding it."""
+
+    problem: str = ""
+    norm: float = 0.0
+    update: Update | None = field(default=None)
+
+
+def look(folder: Folder, bodies: Bodies, digest: bytes, expected: Expected) -> Looked:
+    """Open and check the stored update ``digest``; it stays in the folder's buffer. Blocking."""
+    file = bodies.open(digest.hex())
+    try:
+        update = folder.read(file, expected)
+    except Unfit as error:
+        return Looked(problem=str(error))
+    finally:
+        file.close()
+    norm = folder.norm()
+    if not math.isfinite(norm):
+        return Looked("finite: the update holds NaN or infinity", 0.0, update)
+    return Looked("", norm, update)

@@ -1,0 +1,214 @@
+"""The way in: size → signature → replay → durable → acknowledged. One delivery after the other is looked at;
+what must be written first (an update's body) goes on beside, and each is acknowledged when it is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from pathlib import Path
+
+import structlog
+
+from broker.bodies import Bodies
+from broker.bus import Bus, Connected, Delivery
+from broker.ports import Ports
+from coordinator.dead_letters import DeadLetter, DeadLetters
+from coordinator.dispatch import Dispatch
+from coordinator.entries import Message
+from coordinator.fold import stored
+from coordinator.inputs import DeviceSaid, JoinAsked, UpdateCompleted
+from coordinator.keystore import Identity
+from coordinator.ledger import Ledger
+from coordinator.state import Device
+from coordinator.store import Store
+from coordinator.uploads import Uploads
+from schemas import chunks, enrolment, envelope, topics
+from schemas.envelope import Envelope, open_envelope
+from schemas.errors import (
+    Malformed,
+    Replayed,
+    TooOld,
+    UnknownSender,
+    UnknownVersion,
+    WireError,
+    WrongRecipient,
+)
+from schemas.events import Refusal, Stale, Update, decode_from_device
+from schemas.ids import key_id
+from schemas.limits import MESSAGE_BYTES_MAX
+
+WRITES_MAX = 16  # bodies being written at the same time
+REFUSAL_EVERY_S = 30.0  # at most one refusal per device and reason in this time
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """Takes what the bus delivers. A bad message costs its sender an answer, and the coordinator nothing."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        identity: Identity,
+        dispatch: Dispatch,
+        store: Store,
+        bodies: Bodies,
+        ports: Ports,
+        spool: Path,
+    ) -> None:
+        self._ledger = ledger
+        self._identity = identity
+        self._dispatch = dispatch
+        self._bodies = bodies
+        self._ports = ports
+        self.uploads = Uploads(ledger, dispatch, store, bodies, ports, spool, self.completed)
+        self.dead = DeadLetters()
+        self._writes = asyncio.Semaphore(WRITES_MAX)
+        self._refused_at_s: dict[tuple[str, str], float] = {}
+
+    async def run(self, bus: Bus) -> None:
+        """Read the bus until cancelled. Raises `broker.bus.BusRefused`."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.uploads.run(), name="uploads")
+            async for item in bus.incoming():
+                if isinstance(item, Connected):
+                    log.info("connected to the broker", connection=item.count)
+                else:
+                    await self._ledger.journal.room()
+                    await self._take(item, tasks)
+
+    async def _take(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> None:
+        try:
+            done = await self._look(delivery, tasks)
+        except WireError as error:
+            self._bury(delivery, error)
+            done = None
+        if done is None:
+            await delivery.ack()
+        else:
+            tasks.create_task(_ack_after(done, delivery), name="ack")
+
+    async def _look(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> Awaitable[object] | None:
+        """What must be done before the delivery may be acknowledged; None for nothing."""
+        data = delivery.payload
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise Malformed(f"a message of {len(data)} bytes")
+        if data.startswith(chunks.MAGIC):
+            await self.uploads.chunk(chunks.parse_chunk(data))
+            return None
+        if data.startswith(enrolment.JOIN_MAGIC):
+            join, by_token, packed = enrolment.open_join(data, self._identity.enrolment)
+            challenge = self._ports.entropy.random_bytes(32)
+            asked = JoinAsked(join=join, packed=packed, by_token=by_token, challenge=challenge)
+            return self._ledger.submit(asked)
+        return self._envelope(envelope.parse(data), tasks)
+
+    def _envelope(self, received: Envelope, tasks: asyncio.TaskGroup) -> Awaitable[object] | None:
+        state = self._ledger.state
+        name = state.by_sender.get(received.clear.sender)
+        if name is None:
+            raise UnknownSender("no device of this federation has this key")
+        device = state.devices[name]
+        if received.clear.sender != key_id(device.signing):
+            raise UnknownSender(f"device {name} enrolled again, with other keys")
+        received.check_signature(device.signing)
+        if received.clear.federation != self._identity.federation:
+            raise WrongRecipient("the message belongs to another federation")
+        try:
+            if received.clear.recipient != self._identity.box.id:
+                return self._update(device, received, tasks)
+            return self._said(device, received)
+        except TooOld as error:
+            self._dispatch.tell(device.id, Stale(high=error.high_water, transfer=received.transfer))
+            raise
+        except Replayed:
+            raise
+        except WireError as error:
+            self.refuse(device.id, error.code, str(error), received.transfer)
+            raise
+
+    def _said(self, device: Device, received: Envelope) -> Awaitable[object]:
+        device.window.check(received.order)
+        event = decode_from_device(
+            open_envelope(received, self._identity.box, self._identity.federation).inner
+        )
+        if isinstance(event, Update):
+            raise WrongRecipient("an update must be sealed to the key of its request")
+        message = Message(
+            device=device.id,
+            header=received.header_bytes,
+            signature=received.signature,
+            body=received.body,
+        )
+        said = DeviceSaid(device=device.id, order=received.order, event=event)
+        return self._ledger.submit(said, message)
+
+    def _update(
+        self, device: Device, received: Envelope, tasks: asyncio.TaskGroup
+    ) -> Awaitable[object] | None:
+        state = self._ledger.state
+        known = state.by_update_key.get(received.clear.recipient)
+        request = state.jobs[known[0]].requests.get((known[1], known[2])) if known else None
+        if known is None or request is None or known[1] != device.id:
+            self.refuse(device.id, "closed", "no open request of this device has this key", received.transfer)
+            raise WrongRecipient("sealed to no request's key of this device")
+        if request.digest:
+            self._ledger.answer_again(known[0], request)
+            return None
+        device.window.check(received.order)
+        if received.clear.chunks:
+            self.uploads.offer(device.id, known[0], received)
+            return None
+        return tasks.create_task(self._keep(device.id, received), name="keep")
+
+    async def _keep(self, device: str, received: Envelope) -> None:
+        """Make an update that came whole durable, then hand it on."""
+        async with self._writes:
+            name = received.digest.hex()
+            await self._ports.offload.run(self._bodies.put, name, [stored(received)])
+            await self._ports.offload.run(self._bodies.sync)
+            await self.completed(device, received)
+
+    async def completed(self, device: str, received: Envelope) -> None:
+        """All bytes of an update are durable: record it. The window may have moved on since it was read."""
+        update = UpdateCompleted(
+            device=device,
+            order=received.order,
+            key=received.clear.recipient,
+            digest=received.digest,
+        )
+        message = Message(device=device, header=received.header_bytes, signature=received.signature, body=b"")
+        await self._ledger.submit(update, message)
+
+    def refuse(self, device: str, code: str, text: str, transfer: bytes) -> None:
+        """Tell a device that its message was not taken; not more often than makes sense."""
+        now_s = self._ports.clock.monotonic_s()
+        if now_s - self._refused_at_s.get((device, code), -REFUSAL_EVERY_S) >= REFUSAL_EVERY_S:
+            self._refused_at_s[device, code] = now_s
+            self._dispatch.tell(device, Refusal(code=code, text=text[:500], transfer=transfer))
+
+    def _bury(self, delivery: Delivery, error: WireError) -> None:
+        claimed = delivery.topic.rsplit("/", 1)[-1]
+        self.dead.add(
+            DeadLetter(
+                self._ports.clock.wall_s(),
+                delivery.topic,
+                claimed,
+                error.code,
+                str(error),
+                len(delivery.payload),
+            )
+        )
+        if isinstance(error, Replayed | TooOld):
+            log.debug("message not taken", claimed=claimed, code=error.code, cause=str(error))
+            return
+        log.warning("message not taken", claimed=claimed, code=error.code, cause=str(error))
+        if isinstance(error, UnknownVersion) and claimed in self._ledger.state.devices:
+            device = topics.up_device(delivery.topic, self._identity.federation)
+            self.refuse(device, error.code, str(error), b"")
+
+
+async def _ack_after(done: Awaitable[object], delivery: Delivery) -> None:
+    await done
+    await delivery.ack()

@@ -1,0 +1,120 @@
+"""The log and the core together: an input is decided, made durable, and only then acted upon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.journal import Journal, Mark
+from broker.ports import Clock, Files, Offload
+from coordinator import receipts
+from coordinator.core import BEHAVIOUR, step
+from coordinator.effects import Effect
+from coordinator.entries import Message, Sent, Turned, decode_entry, encode_entry
+from coordinator.inputs import AnyInput, DeviceSaid, Moment, Ticked, UpdateCompleted
+from coordinator.state import Request, State, apply
+from coordinator.turn import Turn
+
+FOLDER = "journal"
+Perform = Callable[[Effect, Mark], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What the log says: the state, and for how long the coordinator has run so far."""
+
+    state: State
+    run_s: float = 0.0
+    turns: int = 0
+
+
+def recover(journal: Journal) -> Recovered:
+    """Apply every recorded fact, in order. Decides nothing anew."""
+    recovered = Recovered(State())
+    for logged in journal.entries():
+        entry = decode_entry(logged.data)
+        recovered.run_s = max(recovered.run_s, entry.at.run_s)
+        if isinstance(entry, Turned):
+            recovered.turns += 1
+            for fact in entry.facts:
+                apply(recovered.state, fact, entry.at.run_s)
+    return recovered
+
+
+class Ledger:
+    """Owns the state. `submit` decides at once; its effects follow when the facts are durable."""
+
+    def __init__(self, journal: Journal, recovered: Recovered, clock: Clock) -> None:
+        self.journal = journal
+        self.state = recovered.state
+        self._clock = clock
+        self._run_from_s = recovered.run_s - clock.monotonic_s()
+        self._decided: asyncio.Queue[tuple[asyncio.Future[Mark], list[Effect]]] = asyncio.Queue()
+
+    @classmethod
+    def open(cls, files: Files, directory: Path, federation: bytes, clock: Clock) -> Ledger:
+        """Read the whole log of a state directory. Raises `broker.journal.JournalError`."""
+        journal = Journal.open(files, directory / FOLDER, federation)
+        return cls(journal, recover(journal), clock)
+
+    def now(self) -> Moment:
+        return Moment(self._run_from_s + self._clock.monotonic_s(), self._clock.wall_s())
+
+    def submit(self, input_: AnyInput, message: Message | None = None) -> asyncio.Future[Mark]:
+        """Decide about ``input_``; the future resolves when facts and input are durable.
+
+        ``message`` is what is recorded in place of a device's opened message.
+        Raises `coordinator.turn.CommandRefused` (nothing is recorded then).
+        """
+        moment = self.now()
+        turn = step(self.state, moment, input_)
+        if isinstance(input_, (DeviceSaid, UpdateCompleted)):
+            if message is None:
+                raise ValueError("a device's message is recorded as it came")
+            recorded: Turned = Turned(at=moment, behaviour=BEHAVIOUR, input=message, facts=turn.facts)
+        else:
+            recorded = Turned(at=moment, behaviour=BEHAVIOUR, input=input_, facts=turn.facts)
+        done = self.journal.append(encode_entry(recorded))
+        self._decided.put_nowait((done, turn.effects))
+        return done
+
+    def answer_again(self, job: str, request: Request) -> None:
+        """Answer for an update that was received before. Behind all earlier decisions, so never too soon."""
+        turn = Turn(self.state, self.now())
+        receipts.answer(turn, job, request)
+        known: asyncio.Future[Mark] = asyncio.get_running_loop().create_future()
+        known.set_result(Mark(self.journal.count, self.journal.head))
+        self._decided.put_nowait((known, turn.effects))
+
+    def tick(self) -> asyncio.Future[Mark]:
+        """Time passed: what is due falls due, and the log keeps the time."""
+        return self.submit(Ticked())
+
+    def sent(self, device: str, header: bytes, inner: bytes) -> None:
+        """Record a message to a device; nothing waits for it."""
+        entry = Sent(at=self.now(), device=device, header=header, inner=inner)
+        self.journal.append(encode_entry(entry)).add_done_callback(_retrieve)
+
+    async def run(self, offload: Offload, perform: Perform) -> None:
+        """Make decisions durable and act on them, in order, until cancelled.
+
+        Raises `broker.journal.JournalStopped` when the disk takes no more.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.journal.run(offload), name="journal")
+            tasks.create_task(self._act(perform), name="effects")
+
+    async def _act(self, perform: Perform) -> None:
+        while True:
+            done, effects = await self._decided.get()
+            mark = await done
+            for effect in effects:
+                await perform(effect, mark)
+
+
+def _retrieve(done: asyncio.Future[Mark]) -> None:
+    # A failure of the journal ends `run`; this only keeps the unwatched future from being reported too.
+    if not done.cancelled():
+        done.exception()

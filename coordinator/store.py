@@ -1,0 +1,165 @@
+"""Model versions on disk: content-addressed bytes, signed manifests, sealed chunks for the devices.
+
+``models/<job>/``: ``layout`` (signed), ``<digest>.model`` (flat bytes in the layout's order), and per version
+and key epoch ``<version>.<epoch>.manifest`` (signed) and ``.chunks`` (what devices pull).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from broker.ports import Files, write_atomic
+from coordinator.keystore import Identity, KeyStore
+from schemas.envelope import chunk_count
+from schemas.limits import CHUNK_BYTES_DEFAULT, CHUNK_OVERHEAD_BYTES, CHUNKS_MAX
+from schemas.models import (
+    Layout,
+    Manifest,
+    key_commitment,
+    model_key,
+    open_layout,
+    open_manifest,
+    sign_layout,
+    sign_manifest,
+)
+from schemas.sealing import aead_seal
+
+NO_VERSION = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A version as devices get it."""
+
+    manifest: Manifest
+    blob: bytes
+    chunks: Path
+
+
+class Store:
+    """All blocking: call through `Offload` for large models."""
+
+    def __init__(self, files: Files, directory: Path, identity: Identity, keys: KeyStore) -> None:
+        self._files = files
+        self._folder = directory / "models"
+        self._identity = identity
+        self._keys = keys
+        self._layouts: dict[str, Layout] = {}
+        self._offered: dict[tuple[str, int, int], Offered] = {}
+        self.by_transfer: dict[bytes, Offered] = {}
+
+    def put_layout(self, layout: Layout) -> None:
+        """Sign and keep a job's layout, agreed once."""
+        layout.check()
+        self._files.make_dir(self._folder / layout.job)
+        blob = sign_layout(layout, self._identity.online)
+        write_atomic(self._files, self._folder / layout.job / "layout", blob, mode=0o644)
+
+    def layout_blob(self, job: str) -> bytes:
+        return self._files.read(self._folder / job / "layout")
+
+    def layout(self, job: str) -> Layout:
+        if job not in self._layouts:
+            self._layouts[job] = open_layout(self.layout_blob(job), self._identity.online.public, job)
+        return self._layouts[job]
+
+    def put_model(self, job: str, parts: Sequence[bytes | bytearray | memoryview]) -> bytes:
+        """Write a model's bytes under their SHA-256, which is returned."""
+        digest = sha256()
+        for part in parts:
+            digest.update(part)
+        path = self.model_path(job, digest.digest())
+        if not self._files.exists(path):
+            draft = path.with_name("draft.model")
+            self._write(draft, parts)
+            self._files.rename(draft, path)
+            self._files.sync_dir(path.parent)
+        return digest.digest()
+
+    def model_path(self, job: str, digest: bytes) -> Path:
+        return self._folder / job / f"{digest.hex()}.model"
+
+    def model(self, job: str, digest: bytes) -> bytes:
+        """A version's bytes. Raises OSError, or ValueError when they are not what they were."""
+        data = self._files.read(self.model_path(job, digest))
+        if sha256(data).digest() != digest:
+            raise ValueError(f"{self.model_path(job, digest)} was altered: its digest is another")
+        return data
+
+    def offer(self, job: str, version: int, model: bytes, previous: bytes, epoch: int) -> Offered:
+        """Manifest and sealed chunks of a version under a key epoch; made when asked for first."""
+        known = self._offered.get((job, version, epoch))
+        if known is None:
+            known = self._load(job, version, epoch) or self._seal(job, version, model, previous, epoch)
+            self._offered[job, version, epoch] = known
+            self.by_transfer[known.manifest.transfer()] = known
+        return known
+
+    def _load(self, job: str, version: int, epoch: int) -> Offered | None:
+        path = self._folder / job / f"{version:06d}.{epoch:06d}.manifest"
+        if not self._files.exists(path):
+            return None
+        blob = self._files.read(path)
+        signer, federation = self._identity.online.public, self._identity.federation
+        manifest = open_manifest(blob, signer, federation, job, self.layout(job))
+        return Offered(manifest, blob, path.with_suffix(".chunks"))
+
+    def _seal(self, job: str, version: int, model: bytes, previous: bytes, epoch: int) -> Offered:
+        plain = memoryview(self.model(job, model))
+        size = CHUNK_BYTES_DEFAULT
+        while chunk_count(len(plain), size) > CHUNKS_MAX:
+            size *= 2
+        job_key = self._keys.job_key(job, epoch)
+        manifest = Manifest(
+            federation=self._identity.federation,
+            job=job,
+            version=version,
+            model=model,
+            previous=previous,
+            layout=self.layout(job).digest(),
+            model_bytes=len(plain),
+            epoch=epoch,
+            key_commitment=key_commitment(job_key, job, epoch),
+            chunk_bytes=size,
+            chunks=[bytes(32)],
+        )
+        key = model_key(job_key, job, epoch, model, size)
+        context = manifest.transfer()
+        count = chunk_count(len(plain), size)
+        sealed = [
+            aead_seal(key, index, count, plain[index * size : (index + 1) * size], context)
+            for index in range(count)
+        ]
+        manifest = _with_chunks(manifest, [sha256(chunk).digest() for chunk in sealed])
+        path = self._folder / job / f"{version:06d}.{epoch:06d}.manifest"
+        self._write(path.with_suffix(".chunks"), sealed)
+        blob = sign_manifest(manifest, self._identity.online)
+        write_atomic(self._files, path, blob, mode=0o644)
+        return Offered(manifest, blob, path.with_suffix(".chunks"))
+
+    def read_chunk(self, offered: Offered, index: int) -> bytes:
+        """Sealed chunk ``index`` of an offered version."""
+        size = offered.manifest.chunk_bytes + CHUNK_OVERHEAD_BYTES
+        file = self._files.open(offered.chunks)
+        try:
+            return file.read_at(index * size, offered.manifest.chunk_size(index) + CHUNK_OVERHEAD_BYTES)
+        finally:
+            file.close()
+
+    def _write(self, path: Path, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        self._files.remove(path)
+        file = self._files.open(path, create=True)
+        try:
+            for part in parts:
+                file.append(memoryview(part))
+            file.sync()
+        finally:
+            file.close()
+
+
+def _with_chunks(manifest: Manifest, digests: list[bytes]) -> Manifest:
+    fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
+    return Manifest(**fields | {"chunks": digests})

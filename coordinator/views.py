@@ -1,0 +1,126 @@
+"""The state as people and programs read it: plain values, from a live coordinator or from its log."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from broker.journal import Journal
+from coordinator.entries import Turned, decode_entry
+from coordinator.facts import RequestsIssued, UpdateJudged, VersionCommitted
+from coordinator.state import Job, RequestState, State
+
+View = dict[str, Any]
+
+
+def devices(state: State) -> list[View]:
+    """One line per device, by name."""
+    return [
+        {
+            "device": device.id,
+            "entity": device.entity,
+            "state": device.state.value,
+            "power": device.status.power if device.status else None,
+            "cores": device.status.cores if device.status else None,
+            "memory_bytes": device.status.memory_bytes if device.status else None,
+            "tasks": device.status.tasks if device.status else [],
+            "folded": sum(
+                request.state is RequestState.FOLDED
+                for job in state.jobs.values()
+                for request in job.requests.values()
+                if request.device == device.id
+            ),
+        }
+        for _, device in sorted(state.devices.items())
+    ]
+
+
+def jobs(state: State) -> list[View]:
+    """One line per job, in order of submission."""
+    return [summary(job) for job in state.jobs.values()]
+
+
+def summary(job: Job) -> View:
+    """What a job is doing."""
+    return {
+        "job": job.id,
+        "state": job.state.value,
+        "reason": job.reason,
+        "task": job.spec.task,
+        "rounds_done": job.rounds_done,
+        "rounds": job.spec.rounds,
+        "version": len(job.versions) - 1,
+        "model": job.versions[-1].model.hex() if job.versions else "",
+    }
+
+
+def job(state: State, name: str) -> View | None:
+    """One job with its open round; None if there is none of this name."""
+    known = state.jobs.get(name)
+    if known is None:
+        return None
+    view = summary(known)
+    view["versions"] = [
+        {"version": version.number, "round": version.round, "model": version.model.hex()}
+        for version in known.versions
+    ]
+    if known.round:
+        view["open_round"] = {
+            "round": known.round.number,
+            "requests": [
+                {"device": request.device, "state": request.state.value, "reason": request.reason}
+                for request in known.round.requests
+            ],
+        }
+    return view
+
+
+def history(journal: Journal, name: str) -> list[View]:
+    """A job's committed rounds, from its log: who reported what, and how long it took.
+
+    ``overhead_s`` is from the publishing of the round's requests to the commit of its version, less the
+    slowest device's time inside the task's ``train``.
+    """
+    rounds: list[View] = []
+    issued_run_s = 0.0
+    reports: list[UpdateJudged] = []
+    for logged in journal.entries():
+        entry = decode_entry(logged.data)
+        for fact in entry.facts if isinstance(entry, Turned) else ():
+            if getattr(fact, "job", None) != name:
+                continue
+            if isinstance(fact, RequestsIssued) and not reports:
+                issued_run_s = entry.at.run_s
+            elif isinstance(fact, UpdateJudged):
+                reports.append(fact)
+            elif isinstance(fact, VersionCommitted) and fact.round:
+                rounds.append(_round(fact, reports, entry.at.run_s - issued_run_s))
+                reports = []
+    return rounds
+
+
+def _round(fact: VersionCommitted, reports: list[UpdateJudged], round_s: float) -> View:
+    folded = [report for report in reports if report.folded]
+    slowest_s = max((report.train_s for report in folded), default=0.0)
+    samples = sum(report.samples for report in folded)
+    scores = [(r.samples, r.evaluation["accuracy"]) for r in folded if "accuracy" in r.evaluation]
+    weight = sum(count for count, _ in scores)
+    return {
+        "round": fact.round,
+        "version": fact.version,
+        "model": fact.model.hex(),
+        "round_s": round_s,
+        "train_s": slowest_s,
+        "overhead_s": round_s - slowest_s,
+        "samples": samples,
+        "reports": {report.device: report.samples for report in folded},
+        "rejected": {report.device: report.reason for report in reports if not report.folded},
+        # Of the model that the round began with, on the devices' held-out parts, by samples.
+        "accuracy_before": sum(n * score for n, score in scores) / weight if weight else None,
+    }
+
+
+def overhead_median_s(rounds: list[View]) -> float:
+    """The median over a job's rounds; the first is left out, because workers start in it."""
+    overheads_s: list[float] = [view["overhead_s"] for view in rounds]
+    return median(overheads_s[1:] or overheads_s)

@@ -1,0 +1,222 @@
+"""The worker: a process that trains, encodes and seals. Only here, and in tasks, PyTorch is loaded.
+
+It reads orders (`schemas.work`) from its standard input and ends with it. It needs public keys and the
+job's model key only. Prints of a task go to standard error: they can't disturb the protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from broker.ports import Clock, File, Ports
+from broker.system import system_ports
+from edge_agent import tasks
+from edge_agent.sealer import open_model, seal_update
+from edge_agent.tasks import Task, TaskError
+from edge_agent.tensors import layout_of, load, load_parameters, model_parts, subtract_base
+from schemas import work
+from schemas.errors import WireError
+from schemas.events import Metrics, Update, Vector
+from schemas.models import DELTA
+
+if TYPE_CHECKING:
+    from schemas.jobs import LocalSettings, TaskConfig
+
+METRICS_MAX: Final = 64
+WRITE_BYTES: Final = 4 << 20
+OUT_OF_MEMORY: Final = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+class Failed(Exception):
+    """An order can't be carried out; ``code`` is one of `schemas.events.DECLINE_REASONS`."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Pacer:
+    """Called after every optimiser step: keeps the share of the time, and ends with our parent."""
+
+    def __init__(self, clock: Clock, share: float, parent: select.poll) -> None:
+        self._clock = clock
+        self._rest = 1 / share - 1
+        self._parent = parent
+        self._resumed_s = clock.monotonic_s()
+
+    def __call__(self) -> None:
+        computed_s = self._clock.monotonic_s() - self._resumed_s
+        # An order never comes while we train: the only event is the end of our input.
+        if self._parent.poll(1_000 * computed_s * self._rest):
+            raise SystemExit("the program that ordered this training is gone")
+        self._resumed_s = self._clock.monotonic_s()
+
+
+class Worker:
+    """Carries orders out, one by one. ``parent`` polls the end of our input."""
+
+    def __init__(self, ports: Ports, parent: select.poll) -> None:
+        self._ports = ports
+        self._parent = parent
+
+    def carry_out(self, order: work.AnyOrder) -> work.Reply:
+        """The reply to ``order``; whatever a task does wrong comes back as a `Problem`."""
+        try:
+            match order:
+                case work.Train():
+                    return self._train(order)
+                case work.Make():
+                    return self._make(order)
+                case work.Fit():
+                    return self._fit(order)
+                case work.Evaluate():
+                    return self._evaluate(order)
+        except Failed as failed:
+            return work.problem(failed.code, str(failed))
+        except TaskError as error:
+            return work.problem("task", str(error))
+        except WireError as error:
+            return work.problem("base", f"the model can't be used: {error}")
+        except MemoryError:
+            return work.problem("memory", "there is not enough memory for this model and this data")
+        except Exception as error:  # noqa: BLE001  # a task may fail in any way; the process lives on
+            code = "memory" if any(words in str(error) for words in OUT_OF_MEMORY) else "worker"
+            return work.problem(code, f"{type(error).__name__}: {error}")
+
+    def _train(self, order: work.Train) -> work.Reply:
+        task, module = _build(order.task, order.config)
+        model = open_model(self._ports.files, order)
+        load(module, order.layout, model)
+        data = _load_data(task, order.dataset)
+        evaluation = metrics(task.evaluate(module, data))
+        trained, train_s = self._timed(task, module, data, order.local, order.cpu_share)
+        delta = subtract_base(module, order.layout, model)
+        update = Update(
+            job=order.manifest.job,
+            request=order.request,
+            base=order.manifest.model,
+            vectors=[Vector(DELTA, order.layout.trained_count)],
+            samples=trained.samples,
+            steps=trained.steps,
+            train_s=train_s,
+            metrics=metrics(trained.metrics),
+            evaluation=evaluation,
+            content=sha256(delta).digest(),
+        )
+        del module, data
+        sealed = seal_update(self._ports, order, update, delta)
+        return work.Trained(
+            clear=sealed.clear,
+            seal=sealed.seal,
+            samples=update.samples,
+            steps=update.steps,
+            train_s=train_s,
+            metrics=update.metrics,
+            evaluation=evaluation,
+        )
+
+    def _timed(
+        self, task: Task, module: nn.Module, data: Any, local: LocalSettings, share: float
+    ) -> tuple[tasks.Trained, float]:
+        clock = self._ports.clock
+        start_s = clock.monotonic_s()
+        trained = task.train(module, data, local, Pacer(clock, share, self._parent))
+        return trained, clock.monotonic_s() - start_s
+
+    def _make(self, order: work.Make) -> work.Reply:
+        torch.manual_seed(order.seed)
+        _, module = _build(order.task, order.config)
+        layout = layout_of(module, order.job)
+        if order.parameters:
+            load_parameters(module, layout, Path(order.parameters))
+        self._write(Path(order.out), model_parts(module, layout))
+        return work.Made(layout=layout)
+
+    def _fit(self, order: work.Fit) -> work.Reply:
+        task, module = _build(order.task, order.config)
+        load(module, order.layout, self._read(order.model))
+        data = _load_data(task, order.dataset)
+        trained, train_s = self._timed(task, module, data, order.local, order.cpu_share)
+        self._write(Path(order.out), model_parts(module, order.layout))
+        return work.Fitted(
+            samples=trained.samples, steps=trained.steps, train_s=train_s, metrics=metrics(trained.metrics)
+        )
+
+    def _evaluate(self, order: work.Evaluate) -> work.Reply:
+        config: TaskConfig = {**order.config, "held_out": 0} if order.whole else order.config
+        task, module = _build(order.task, config)
+        load(module, order.layout, self._read(order.model))
+        return work.Evaluated(metrics=metrics(task.evaluate(module, _load_data(task, order.dataset))))
+
+    def _read(self, path: str) -> bytearray:
+        try:
+            return bytearray(self._ports.files.read(Path(path)))
+        except OSError as error:
+            raise Failed("base", f"{path}: the model can't be read: {error.strerror or error}") from error
+
+    def _write(self, path: Path, parts: list[torch.Tensor]) -> None:
+        files = self._ports.files
+        files.remove(path)
+        file: File = files.open(path, create=True)
+        try:
+            for part in parts:
+                if part.numel():
+                    raw = part.numpy().data.cast("B")
+                    for at in range(0, len(raw), WRITE_BYTES):
+                        file.append(raw[at : at + WRITE_BYTES])
+            file.sync()
+        finally:
+            file.close()
+        files.sync_dir(path.parent)
+
+
+def metrics(found: Mapping[str, float]) -> Metrics:
+    """What may travel of a task's metrics: finite numbers, at most `METRICS_MAX`."""
+    finite = {str(name): float(value) for name, value in found.items() if math.isfinite(value)}
+    return dict(list(finite.items())[:METRICS_MAX])
+
+
+def _build(name: str, config: TaskConfig) -> tuple[Task, nn.Module]:
+    task = tasks.find(name)(config)
+    return task, task.build()
+
+
+def _load_data(task: Task, path: str) -> Any:
+    try:
+        data = task.load(Path(path))
+    except TaskError as error:
+        raise Failed("data", str(error)) from error
+    if data.train_samples < 1:
+        raise Failed("data", f"{path}: holds no samples; give it at least one")
+    return data
+
+
+def serve() -> None:
+    """Take orders until our input ends."""
+    orders, replies = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    parent = select.poll()
+    parent.register(orders, select.POLLIN)
+    worker = Worker(system_ports(), parent)
+    with os.fdopen(orders, "rb") as source, os.fdopen(replies, "wb") as target:
+        while head := source.read(work.FRAME.size):
+            (size,) = work.FRAME.unpack(head)
+            order = work.decode_order(source.read(size))
+            target.write(work.encode(worker.carry_out(order)))
+            target.flush()
+
+
+if __name__ == "__main__":
+    serve()

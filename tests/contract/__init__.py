@@ -1,0 +1,1 @@
+"""One suite for every bus: what `broker.bus` promises, transport by transport."""

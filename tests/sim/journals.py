@@ -1,0 +1,78 @@
+"""Journals on a simulated disk: what the tests of the journal share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from broker.journal import Journal, Mark, read_entries
+from broker.journal_file import header
+from tests.sim.machine import SimFiles, SimOffload
+from tests.sim.virtual_loop import run
+
+HERE = Path("/state/journal")
+FEDERATION = bytes(range(16))
+Groups = list[list[bytes]]
+GROUPS = st.lists(st.lists(st.binary(max_size=40), min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+def open_journal(files: SimFiles, *, read_only: bool = False) -> Journal:
+    return Journal.open(files, HERE, FEDERATION, read_only=read_only)
+
+
+def committing(journal: Journal, work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work`` on a virtual clock while the journal commits."""
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as group:
+            committer = group.create_task(journal.run(SimOffload()), name="journal")
+            await work()
+            committer.cancel()
+
+    run(both)
+
+
+def write(files: SimFiles, groups: Sequence[Sequence[bytes]]) -> list[Mark]:
+    """Append each group in a frame of its own."""
+    journal = open_journal(files)
+    marks: list[Mark] = []
+
+    async def work() -> None:
+        for group in groups:
+            futures = [journal.append(data) for data in group]
+            await journal.drain()
+            marks.extend([future.result() for future in futures])
+
+    committing(journal, work)
+    journal.close()
+    return marks
+
+
+def raw(files: SimFiles) -> bytes:
+    return files.read(HERE / "00000001.fbj")
+
+
+def overwrite(files: SimFiles, data: bytes) -> None:
+    file = files.open(HERE / "00000001.fbj")
+    file.truncate(0)
+    file.append(data)
+    file.close()
+
+
+def found(files: SimFiles) -> list[bytes]:
+    return [entry.data for entry in read_entries(files, HERE, FEDERATION)]
+
+
+def frames_of(groups: Groups) -> list[bytes]:
+    """The file's pieces: its header, then each frame."""
+    files = SimFiles()
+    pieces, before = [header(FEDERATION)], len(header(FEDERATION))
+    for count in range(1, len(groups) + 1):
+        files = SimFiles()
+        write(files, groups[:count])
+        pieces.append(raw(files)[before:])
+        before = len(raw(files))
+    return pieces
