@@ -35,8 +35,8 @@ HANDSHAKE_DEADLINE_S = 15.0
 """For TCP and the broker's answer to CONNECT together."""
 CLOSE_DEADLINE_S = 2.0
 
-# CONNACK 1, 2, 4 and 5 as paho translates them: protocol version, client identifier, login, authorisation.
-_REFUSALS: Final = frozenset({132, 133, 134, 135})
+# CONNACK 2, 4 and 5 as paho translates them: client identifier, login, authorisation.
+_REFUSALS: Final = frozenset({133, 134, 135})
 _NOT_GRANTED = 0x80
 
 _library_log = logging.getLogger("broker.mqtt.library")

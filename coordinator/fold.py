@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,10 +130,6 @@ class Folder:
             np.multiply(block, block, out=block)
             total += float(block.sum())
         return math.sqrt(total) if math.isfinite(total) else total
-
-    def content_digest(self) -> bytes:
-        """SHA-256 of the open update's bytes."""
-        return sha256(self._open.data.cast("B")).digest()
 
     def add(self, samples: int) -> None:
         """Fold the open update with the weight ``samples``."""

@@ -158,8 +158,7 @@ class Intake:
             return None
         device.window.check(received.order)
         if received.clear.chunks:
-            self.uploads.offer(device.id, known[0], received)
-            return None
+            return self.uploads.offer(device.id, known[0], received)
         return tasks.create_task(self._keep(device.id, received), name="keep")
 
     async def _keep(self, device: str, received: Envelope) -> None:

@@ -29,7 +29,6 @@ class Upload:
     device: str
     envelope: Envelope
     spool: Spool
-    finishing: bool = False
 
 
 class Uploads:
@@ -53,25 +52,38 @@ class Uploads:
         self._folder = folder
         self._completed = completed
         self._uploads: dict[bytes, Upload] = {}
+        self._busy: set[bytes] = set()  # being opened or made durable
         self.credits = Credits()
 
-    def offer(self, device: str, job: str, received: Envelope) -> None:
+    def offer(self, device: str, job: str, received: Envelope) -> Awaitable[None] | None:
         """A device has an update for us: say what we hold of it, and grant what there is room for.
 
+        What is returned is to be awaited; None when there is nothing to do now.
         Raises `LayoutMismatch` when it cannot be an update of this job.
         """
         clear = received.clear
         expected = 4 * self._store.layout(job).trained_count
         if clear.content_bytes != expected:
             raise LayoutMismatch(f"an update of {clear.content_bytes} bytes where the layout has {expected}")
+        full = len(self._uploads) + len(self._busy) >= SPOOLS_MAX
+        if received.transfer in self._busy or (full and received.transfer not in self._uploads):
+            return None  # the device offers again, later
+        return self._begin(device, received)
+
+    async def _begin(self, device: str, received: Envelope) -> None:
+        clear = received.clear
         upload = self._uploads.get(received.transfer)
         if upload is None:
-            if len(self._uploads) >= SPOOLS_MAX:
-                return  # the device offers again, later
-            upload = self._open(device, received)
+            self._busy.add(received.transfer)
+            # What an earlier life of this coordinator spooled is hashed again: the file is the truth.
+            upload = await self._ports.offload.run(self._open, device, received)
+            self._uploads[received.transfer] = upload
+            self._busy.discard(received.transfer)
         spool, now_s = upload.spool, self._ports.clock.monotonic_s()
         self._dispatch.tell(device, Bitmap(transfer=received.transfer, have=bitmap(spool.have)))
-        if not spool.complete:
+        if spool.complete:
+            await self._finish(received.transfer, upload)
+        else:
             sealed_bytes = clear.chunk_bytes + CHUNK_OVERHEAD_BYTES
             self.credits.offer(device, received.transfer, spool.missing(), sealed_bytes, now_s)
             self._grant()
@@ -90,8 +102,7 @@ class Uploads:
             preamble=stored(received),
         )
         spool.open()
-        upload = self._uploads[received.transfer] = Upload(device, received, spool)
-        return upload
+        return Upload(device, received, spool)
 
     def _earlier(self, path: Path) -> Envelope | None:
         """The envelope that a spool was begun with: the same body, signed under an earlier number. None if a
@@ -111,21 +122,20 @@ class Uploads:
         upload = self._uploads.get(chunk.transfer)
         if upload is None:
             raise Malformed("a chunk of no transfer that was offered")
-        if upload.finishing:
-            return
         await self._ports.offload.run(upload.spool.accept, chunk.index, chunk.sealed)
         self.credits.arrived(chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
         if upload.spool.complete:
-            upload.finishing = True
             await self._finish(chunk.transfer, upload)
         self._grant()
 
     async def _finish(self, transfer: bytes, upload: Upload) -> None:
+        del self._uploads[transfer]
+        self._busy.add(transfer)
         await self._ports.offload.run(upload.spool.finish)
         await self._ports.offload.run(self._bodies.adopt, upload.envelope.digest.hex(), upload.spool.path)
         await self._ports.offload.run(self._bodies.sync)
         await self._completed(upload.device, upload.envelope)
-        del self._uploads[transfer]
+        self._busy.discard(transfer)
 
     def _grant(self) -> None:
         for granted in self.credits.grant(self._ports.clock.monotonic_s()):

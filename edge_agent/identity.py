@@ -141,7 +141,7 @@ def load(files: Files, directory: Path) -> Identity:
     if identity is None or not identity.key_set:
         cause = "the enrolment was not finished" if identity else "no device is enrolled here"
         raise IdentityError(
-            f"{directory}: {cause}; run `fedbus-agent enroll TOKEN --dir {directory}` with a token of your operator"
+            f"{directory}: {cause}; run `fedbus-agent enroll TOKEN --dir {directory}` with your operator's token"
         )
     try:
         identity.keys()

@@ -89,7 +89,7 @@ class Proxy:
                 self._far.add(far_writer)
                 try:
                     async with asyncio.TaskGroup() as group:
-                        back = group.create_task(self._pump(far_reader, writer))
+                        back = group.create_task(self._pump_back(far_reader, writer))
                         await self._pump(reader, far_writer)
                         if writer in self._detached:
                             await asyncio.wait([back])
@@ -104,6 +104,10 @@ class Proxy:
             self._open -= 1
             if not self._open:
                 self._idle.set()
+
+    async def _pump_back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._pump(reader, writer)
+        writer.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):

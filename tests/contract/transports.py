@@ -149,7 +149,7 @@ class EmbeddedTransport:
         suffix: str = "",
         wire: str = "",
     ) -> AsyncIterator[Peer]:
-        """As `join`, for a user that was invited before (or not); ``wire`` names the proxy if not ``name``."""
+        """As `join`, for a user that was invited before (or not); ``wire`` names the proxy."""
         wire = wire or name
         if wire not in self.proxies:
             self.proxies[wire] = await self._stack.enter_async_context(Proxy(self.daemon.port))

@@ -1,10 +1,8 @@
-"""The vision task: same seed same bits, honest errors, a held-out part that stays out. And finding tasks."""
+"""The vision task: same seed same bits, honest errors, a held-out part that stays out."""
 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,10 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 
-from edge_agent import tasks
 from edge_agent.tasks import LocalSettings, Task, TaskError
 from edge_agent.tasks.vision import VisionData, VisionTask, split
 from schemas.jobs import TaskConfig
 
-ROOT = Path(__file__).parents[2]
 DIGITS: TaskConfig = {"model": "mlp", "shape": [8, 8], "classes": 10, "hidden": 64, "scale": 16}
 SMALL: TaskConfig = {"shape": [4], "classes": 3}
 
@@ -179,15 +175,12 @@ def test_evaluating_a_diverged_model_is_an_error(task: VisionTask, data: VisionD
 
 
 @given(st.integers(1, 300), st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9]))
-def test_held_out_and_training_part_are_disjoint_and_complete(samples: int, held_out: float) -> None:
+def test_held_out_and_training_part_are_disjoint_complete_and_stable(samples: int, held_out: float) -> None:
     train, kept = split(samples, held_out)
     assert sorted([*train.tolist(), *kept.tolist()]) == list(range(samples))
     assert len(train) >= 1
     assert (len(kept) > 0) == (held_out > 0 and samples > 1)
-
-
-def test_the_held_out_part_is_the_same_in_every_release() -> None:
-    assert split(30, 0.1)[1].tolist() == [12, 18, 20]
+    assert split(30, 0.1)[1].tolist() == [12, 18, 20]  # in every release and on every machine
 
 
 def test_training_never_reads_held_out_samples(task: VisionTask, data: VisionData) -> None:
@@ -228,7 +221,6 @@ def write_bare(path: Path) -> None:
             Path.touch,
             r"is not an npz file of plain arrays \(No data left in file\); write it with numpy\.savez",
         ),
-        (lambda path: path.write_bytes(b"x,y\n1,2\n"), "is not an npz file of plain arrays"),
         (lambda path: path.write_bytes(b"PK\x03\x04 cut off"), "is not an npz file of plain arrays"),
         (write_damaged, "is not an npz file of plain arrays .*CRC"),
         (write_bare, "holds one bare array, not an npz archive"),
@@ -252,8 +244,7 @@ def test_pickled_objects_are_refused_unopened(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-X = np.zeros((3, 4), np.float32)
-Y = np.array([0, 1, 2])
+X, Y = np.zeros((3, 4), np.float32), np.array([0, 1, 2])
 
 
 @pytest.mark.parametrize(
@@ -290,7 +281,6 @@ def test_unfit_arrays_are_refused_naming_the_cause(tmp_path: Path, arrays: dict[
         ({"shape": [65_536, 65_536]}, r"shape = \[65536, 65536\] has more than \d+ values"),
         ({"classes": 1}, "classes = 1 is not allowed; give a whole number from 2"),
         ({"classes": True}, "classes = True is not allowed"),
-        ({"hidden": [64, "64"]}, r"hidden = \[64, '64'\] is not allowed"),
         ({"scale": math.nan}, "scale = nan is not allowed; give a number above 0"),
         ({"held_out": 1.0}, "held_out = 1.0 is not allowed"),
         ({"model": "cnn", "shape": [28, 28]}, "hidden = 64 is not allowed with model = 'cnn'"),
@@ -306,49 +296,3 @@ def test_a_bad_configuration_names_key_value_and_what_is_allowed(change: TaskCon
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(TaskError, match=f"{key} is missing; give"):
         VisionTask({name: value for name, value in DIGITS.items() if name != key})
-
-
-@pytest.fixture
-def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Installed packages with entry points good, broken, absent, hollow, and one that two of them claim."""
-    points = {
-        "clinic": "good = edge_agent.tasks.vision:VisionTask\nbroken = clinic_broken:Task\n"
-        "absent = clinic_absent:Task\nhollow = edge_agent.tasks:TaskError\ntwice = clinic:Task\n",
-        "rival": "twice = rival:Task\n",
-    }
-    for name, text in points.items():
-        info = tmp_path / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[fedbus.tasks]\n{text}")
-    (tmp_path / "clinic_broken.py").write_text("raise RuntimeError('no camera')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-@pytest.mark.usefixtures("plug_in")
-def test_an_installed_task_is_found_and_listing_imports_none() -> None:
-    assert {"good", "broken", "absent", "hollow", "twice"} <= set(tasks.installed())
-    assert tasks.installed() == sorted(tasks.installed())
-    assert tasks.find("good") is VisionTask
-
-
-@pytest.mark.usefixtures("plug_in")
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("none", "'none' is not installed on this device; installed: .*good"),
-        ("broken", "cannot be imported: RuntimeError: no camera; repair or reinstall package clinic"),
-        ("absent", "cannot be imported: ModuleNotFoundError"),
-        ("hollow", "it lacks build, load, train, evaluate; correct package clinic"),
-        ("twice", "installed more than once .* uninstall all but one of package clinic, package rival"),
-    ],
-)
-def test_a_task_that_cannot_be_had_is_refused_with_the_remedy(name: str, text: str) -> None:
-    with pytest.raises(TaskError, match=text):
-        tasks.find(name)
-
-
-def test_looking_for_tasks_imports_neither_torch_nor_numpy() -> None:
-    check = "import sys; sys.exit(bool({'torch', 'numpy'} & {*sys.modules}))"
-    code = f"from edge_agent import tasks; tasks.installed(); {check}"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,154 @@
+"""Fold a recorded federation again, from its log and bodies, and compare every version's digest.
+
+Needs the state directory alone (a copy will do, with its ``keys/``): no broker, no device, no coordinator.
+What was decided is taken from the log; what was computed is computed again: every folded update is checked
+for its device's signature, opened, compared with its recorded norm and samples, and added in log order to
+the version before, which was computed again too.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from broker.bodies import Bodies
+from broker.journal import Journal
+from broker.ports import Ports
+from coordinator.entries import Turned, decode_entry
+from coordinator.facts import UpdateJudged, VersionCommitted
+from coordinator.fold import Expected, Folder, look, read_envelope
+from coordinator.keystore import Identity, KeyStore, load_identity
+from coordinator.ledger import FOLDER
+from coordinator.state import Job, Request, RequestState, State, apply
+from coordinator.store import Store
+from schemas.envelope import Envelope
+from schemas.errors import WireError
+from schemas.ids import key_id
+
+Version = dict[str, Any]
+
+
+class NothingToReplay(Exception):
+    """There is no such job, or it has no version. The text says what there is."""
+
+
+def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> dict[str, Any]:
+    """Compute every version again (of one job, if named; up to version ``until``, if given).
+
+    The result's ``equal`` is True when every digest is the recorded one; ``difference`` names the first
+    that is not, or is None. Raises `broker.journal.JournalError`, `coordinator.keystore.KeysMissing`,
+    `NothingToReplay`.
+    """
+    identity = load_identity(ports.files, directory)
+    journal = Journal.open(ports.files, directory / FOLDER, identity.federation, read_only=True)
+    state = State()
+    refolds: dict[str, Refold] = {}
+    for logged in journal.entries():
+        entry = decode_entry(logged.data)
+        for fact in entry.facts if isinstance(entry, Turned) else ():
+            if isinstance(fact, VersionCommitted) and (not job or fact.job == job):
+                if fact.job not in refolds:
+                    refolds[fact.job] = Refold(ports, directory, identity, state, fact.job)
+                if not until or fact.version <= until:
+                    refolds[fact.job].version(fact, logged.index)
+            apply(state, fact, entry.at.run_s)
+            if isinstance(fact, UpdateJudged) and fact.job in refolds:
+                refolds[fact.job].judged[fact.device, fact.request] = fact
+    if not refolds:
+        known = ", ".join(sorted(state.jobs)) or "none"
+        raise NothingToReplay(f"{directory} records no version of {job or 'any job'}; its jobs: {known}")
+    jobs = {name: refold.versions for name, refold in refolds.items()}
+    differences = [version for versions in jobs.values() for version in versions if not version["equal"]]
+    return {
+        "equal": not differences,
+        "difference": min(differences, key=lambda version: version["entry"], default=None),
+        "jobs": jobs,
+        "entries": journal.count,
+        "head": journal.head.hex(),
+    }
+
+
+class Refold:
+    """One job's versions, computed again one after the other."""
+
+    def __init__(self, ports: Ports, directory: Path, identity: Identity, state: State, job: str) -> None:
+        self._identity = identity
+        self._state = state
+        self._job = job
+        self._keys = KeyStore(ports.files, directory, ports.entropy)
+        self._store = Store(ports.files, directory, identity, self._keys)
+        self._bodies = Bodies(ports.files, directory / "bodies")
+        self._model = b""
+        self.judged: dict[tuple[str, int], UpdateJudged] = {}
+        self.versions: list[Version] = []
+
+    def version(self, fact: VersionCommitted, entry: int) -> None:
+        """Compute the version that ``fact`` records; the state is as it was just before."""
+        problems: list[str] = []
+        folded = 0
+        if fact.round == 0:
+            try:
+                self._model = self._store.model(self._job, fact.model)
+                computed = fact.model
+            except (OSError, ValueError) as error:
+                problems, computed = [f"the initial model: {error}"], b""
+        else:
+            folded, problems = self._fold(self._state.jobs[self._job])
+            computed = sha256(self._model).digest()
+        self.versions.append(
+            {
+                "version": fact.version,
+                "round": fact.round,
+                "recorded": fact.model.hex(),
+                "computed": computed.hex(),
+                "equal": computed == fact.model and not problems,
+                "updates": folded,
+                "entry": entry,
+                "problems": problems,
+            }
+        )
+
+    def _fold(self, job: Job) -> tuple[int, list[str]]:
+        folder = Folder(self._store.layout(self._job))
+        problems = []
+        for request in job.round.order if job.round else ():
+            if request.state is RequestState.FOLDED:
+                problem = self._add(folder, job, request)
+                if problem:
+                    problems.append(f"device {request.device}, request {request.number}: {problem}")
+        if folder.samples:
+            self._model = bytes(folder.finish(self._model))
+        return folder.folded, problems
+
+    def _add(self, folder: Folder, job: Job, request: Request) -> str:
+        key = self._keys.request_key(job.id, request.round, key_id(request.key))
+        if key is None or job.round is None:
+            return "the key of its request was destroyed"
+        try:
+            self._signed_by(request).check_signature(self._state.devices[request.device].signing)
+        except (WireError, OSError) as error:
+            return str(error)
+        expected = Expected(
+            self._identity.federation,
+            job.id,
+            request.number,
+            job.round.base,
+            self._store.layout(job.id),
+            key,
+        )
+        looked = look(folder, self._bodies, request.digest, expected)
+        if looked.problem or looked.update is None:
+            return looked.problem
+        recorded = self.judged[request.device, request.number]
+        if (looked.norm, looked.update.samples) != (recorded.norm, recorded.samples):
+            return "its norm or samples are not the recorded ones"
+        folder.add(recorded.samples)
+        return ""
+
+    def _signed_by(self, request: Request) -> Envelope:
+        file = self._bodies.open(request.digest.hex())
+        try:
+            return read_envelope(file)[0]
+        finally:
+            file.close()

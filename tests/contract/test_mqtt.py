@@ -1,0 +1,164 @@
+"""What the MQTT bus says on the wire, and how its connections end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from broker.bus import BusLost, BusRefused, Connected, Credentials
+from broker.mqtt import MqttBus
+from broker.system import system_ports
+from tests.contract.transports import PATIENCE_S, Peer
+from tests.contract.wire import DISCONNECT, PUBACK, PUBLISH, ScriptedBroker
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[ScriptedBroker]:
+    async with asyncio.timeout(PATIENCE_S), ScriptedBroker() as scripted:
+        yield scripted
+
+
+def bus_to(broker: ScriptedBroker, *subscriptions: str) -> MqttBus:
+    ports = system_ports()
+    credentials = Credentials("press-07", "press-07", "right")
+    return MqttBus(
+        "127.0.0.1", broker.port, credentials, subscriptions, clock=ports.clock, entropy=ports.entropy
+    )
+
+
+async def test_the_session_is_persistent_and_of_mqtt_3_1_1(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t"):
+        wire = await broker.accept()
+        connect = await wire.welcome()
+    assert connect[:7] == b"\x00\x04MQTT\x04"
+    assert connect[7] & 0x02 == 0, "clean session"
+    assert connect[10:] == b"\x00\x08press-07\x00\x08press-07\x00\x05right"
+
+
+async def test_acknowledgements_reach_the_broker_in_the_order_of_receipt(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t") as bus:
+        peer, wire = Peer(bus), await broker.accept()
+        await wire.welcome()
+        for number in (11, 12, 13):
+            wire.deliver(number, b"x")
+        deliveries = await peer.take(3, ack=False)
+        for index in (2, 1, 0):
+            await deliveries[index].ack()
+        assert [(await wire.read(PUBACK)).number for _ in range(3)] == [11, 12, 13]
+
+
+async def test_nothing_is_acknowledged_by_itself_nor_on_another_connection(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t") as bus:
+        peer, first = Peer(bus), await broker.accept()
+        await first.welcome()
+        first.deliver(11, b"read before the break")
+        first.deliver(12, b"not read before it")
+        (old,) = await peer.take(1, ack=False)
+        first.abort()
+        second = await broker.accept()
+        await second.welcome()
+        await old.ack()
+        second.deliver(21, b"read before the break")
+        leftover, again = await peer.take(2, ack=False)
+        assert leftover.payload == b"not read before it", "what arrived is handed out although it broke"
+        await leftover.ack()
+        await again.ack()
+        assert (await second.read(PUBACK)).number == 21
+
+
+async def test_deliveries_pass_while_the_broker_still_owes_the_grant(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t") as bus:
+        peer, wire = Peer(bus), await broker.accept()
+        await wire.read(1)
+        wire.greet()
+        wire.deliver(11, b"queued")
+        await peer.take(1)
+        await wire.grant()
+        assert (await wire.read(PUBACK)).number == 11
+        assert await peer.connected() == Connected(1)
+
+
+async def test_a_publish_without_answer_is_lost_when_the_connection_breaks_and_says_so(
+    broker: ScriptedBroker,
+) -> None:
+    async with bus_to(broker) as bus:
+        wire = await broker.accept()
+        await wire.read(1)
+        wire.greet()
+
+        async def publish() -> None:
+            with pytest.raises(BusLost, match="broke") as caught:
+                await bus.publish("t", b"x")
+            assert caught.value.__cause__ is not None
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(publish())
+            await wire.read(PUBLISH)
+            wire.abort()
+        again = await broker.accept()
+        await again.read(1)
+        again.greet()
+        await Peer(bus).connected()
+    # What was given up on is not sent behind the caller's back: the next thing said is goodbye.
+    await again.read(DISCONNECT)
+
+
+@pytest.mark.parametrize("code", [2, 4, 5])
+async def test_a_refusal_names_broker_user_and_remedy(broker: ScriptedBroker, code: int) -> None:
+    async with bus_to(broker, "t") as bus:
+        wire = await broker.accept()
+        await wire.read(1)
+        wire.greet(code)
+        with pytest.raises(BusRefused, match=f"127.0.0.1:{broker.port}: user 'press-07'.*check"):
+            await Peer(bus).connected()
+        with pytest.raises(BusRefused, match="press-07"):
+            await bus.publish("t", b"x")
+
+
+async def test_a_broker_that_is_not_ready_yet_is_tried_again(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t") as bus:
+        unavailable = await broker.accept()
+        await unavailable.read(1)
+        unavailable.greet(3)
+        (await broker.accept()).abort()
+        await (await broker.accept()).welcome()
+        assert await Peer(bus).connected() == Connected(1)
+
+
+async def test_a_connection_that_breaks_right_behind_its_greeting_is_noticed(broker: ScriptedBroker) -> None:
+    async with bus_to(broker) as bus:
+        hasty = await broker.accept()
+        await hasty.read(1)
+        hasty.greet()
+        hasty.close()
+        patient = await broker.accept()
+        await patient.read(1)
+        patient.greet()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(bus.publish("t", b"x"))
+            sent = await patient.read(PUBLISH)
+            patient.acknowledge(sent)
+
+
+async def test_leaving_in_the_middle_of_the_handshake_leaves_nothing_behind(broker: ScriptedBroker) -> None:
+    before = asyncio.all_tasks()
+    async with bus_to(broker, "t"):
+        wire = await broker.accept()
+        await wire.read(1)
+    await wire.ended()
+    assert asyncio.all_tasks() == before
+
+
+async def test_an_error_of_the_body_leaves_the_bus_unwrapped(broker: ScriptedBroker) -> None:
+    with pytest.raises(LookupError, match="mine"):
+        async with bus_to(broker, "t"):
+            raise LookupError("mine")
+
+
+async def test_leaving_says_goodbye(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t"):
+        wire = await broker.accept()
+        await wire.welcome()
+    await wire.read(DISCONNECT)
