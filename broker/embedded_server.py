@@ -1,9 +1,10 @@
 """The daemon's half of the embedded broker: amqtt with our users and topic rules.
 
-The only module that imports amqtt (0.12). Three of its faults are mended here, because no resending would
-make up for them: a refused login must not push out the session that it names; a session taken over by a new
-connection must not end as "disconnected" when the old connection is cleared away; what a sender had
-acknowledged must be passed on although it left (hundreds of messages stayed behind).
+The only module that imports amqtt (0.12). Faults of it that no resending would make up for are mended here: a
+refused login must not push out the session that it names; a session taken over by a new connection must
+not end as "disconnected" when the old connection is cleared away; what a sender had acknowledged must be
+passed on although it left (hundreds of messages stayed behind); new messages must not overtake those
+queued while the reader was away.
 """
 
 from __future__ import annotations
@@ -139,6 +140,11 @@ class Topics(BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
 
 
 class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types
+    def __init__(self, config: BrokerConfig) -> None:
+        super().__init__(config)
+        self._joined: set[Any] = set()
+        """Handlers of the connections whose session queue was sent."""
+
     async def _handle_client_session(
         self, reader: Any, writer: Any, client_session: Session, handler: Any, server: Any, listener_name: str
     ) -> None:
@@ -146,7 +152,26 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types
             await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
             await writer.close()
             return
-        await super()._handle_client_session(reader, writer, client_session, handler, server, listener_name)
+        greet = handler.mqtt_connack_authorize
+
+        async def greet_unseen(authorized: bool) -> None:
+            # Until its queue was sent the session counts as offline: what comes now goes behind that.
+            client_session.transitions.disconnect()
+            await greet(authorized)
+
+        handler.mqtt_connack_authorize = greet_unseen
+        try:
+            await super()._handle_client_session(
+                reader, writer, client_session, handler, server, listener_name
+            )
+        finally:
+            self._joined.discard(handler)
+
+    async def _publish_session_retained_messages(self, session: Session) -> None:
+        self._joined.add(self._get_handler(session))
+        if not session.transitions.is_connected():
+            session.transitions.connect()
+        await super()._publish_session_retained_messages(session)
 
     async def _client_message_loop(self, client_session: Session, handler: Any) -> None:
         await super()._client_message_loop(client_session, handler)
@@ -158,18 +183,12 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types
             if not await self._handle_message_delivery(client_session, handler, message):
                 break
 
-    async def _publish_session_retained_messages(self, session: Session) -> None:
-        # First thing after a new connection stands: the old one may have marked the session meanwhile.
-        if not session.transitions.is_connected():
-            session.transitions.connect()
-        await super()._publish_session_retained_messages(session)
-
     async def _handle_disconnect(self, client_session: Session, handler: Any, disconnect_waiter: Any) -> None:
         if self._get_handler(client_session) is handler:
             # At once: what is sent while the old connection is cleared away would be lost.
             client_session.transitions.disconnect()
         await super()._handle_disconnect(client_session, handler, disconnect_waiter)
-        if self._get_handler(client_session) is not handler:
+        if (successor := self._get_handler(client_session)) is not handler and successor in self._joined:
             await self._publish_session_retained_messages(client_session)
 
 

@@ -61,12 +61,12 @@ class Spool:
         if self._preamble:
             self._file.write_at(0, self._preamble)
         if existed:
-            size = self._file.size()
+            buffer = memoryview(bytearray(self.sealed_bytes(0)))
             for index, digest in enumerate(self.digests):
-                if self._offset(index) >= size:
+                got = self._file.read_into(self._offset(index), buffer[: self.sealed_bytes(index)])
+                if not got:
                     break
-                sealed = self._file.read_at(self._offset(index), self.sealed_bytes(index))
-                if sha256(sealed).digest() == digest:
+                if sha256(buffer[:got]).digest() == digest:
                     self.have.add(index)
 
     def accept(self, index: int, sealed: memoryview) -> bool:

@@ -177,14 +177,19 @@ class WorkerLink:
 
 
 def environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
-    """The worker's: ours, with its thread limits, and our packages found where we were found."""
+    """The worker's: ours, with its thread limits."""
     count = str(max(threads, 1))
-    child = {**inherited, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    return {**with_our_packages(inherited), "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+
+
+def with_our_packages(inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child in which our packages are found where we were found."""
     here = Path(__file__).resolve().parent.parent
     # An installed package is found anyway; in front of the path it would come before the standard library.
-    if here.name not in {"site-packages", "dist-packages"}:
-        child["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), inherited.get("PYTHONPATH", "")]))
-    return child
+    if here.name in {"site-packages", "dist-packages"}:
+        return dict(inherited)
+    path = [str(here), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**inherited, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
 
 
 def _first(group: ExceptionGroup[WorkerFailed]) -> WorkerFailed:

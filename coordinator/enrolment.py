@@ -61,11 +61,12 @@ def _why_not(turn: Turn, asked: JoinAsked, token: TokenRecord | None) -> str:
         verify(Kind.JOIN_TOKEN, token.key, asked.packed, asked.by_token)
     except Forged:
         return f"the join was not signed with the token's own key; {again}"
+    if token.join and token.join != asked.join.digest():
+        return f"the token for device {token.device} was used already, with other keys; {again}"
+    if token.void:
+        # Spent or not: neither its keys nor a second token made before may bring a revoked device back.
+        return f"device {token.device} was revoked after this token was made; {again}"
     if token.join:
-        if token.join != asked.join.digest():
-            return f"the token for device {token.device} was used already, with other keys; {again}"
-        if turn.state.devices[token.device].state is DeviceState.REVOKED:
-            return f"device {token.device} was revoked; {again}"
         return ""
     if turn.moment.wall_s > token.expires_wall_s:
         ago_min = (turn.moment.wall_s - token.expires_wall_s) / 60

@@ -95,8 +95,7 @@ class Intake:
         if len(data) > MESSAGE_BYTES_MAX:
             raise Malformed(f"a message of {len(data)} bytes")
         if data.startswith(chunks.MAGIC):
-            await self.uploads.chunk(chunks.parse_chunk(data))
-            return None
+            return await self.uploads.chunk(chunks.parse_chunk(data))
         if data.startswith(enrolment.JOIN_MAGIC):
             join, by_token, packed = enrolment.open_join(data, self._identity.enrolment)
             challenge = self._ports.entropy.random_bytes(32)

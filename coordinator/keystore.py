@@ -11,8 +11,9 @@ from pathlib import Path
 
 from broker.ports import Entropy, Files, write_atomic
 from schemas.codec import pack, unpack
+from schemas.errors import KeyRefused
 from schemas.ids import FederationId, federation_id, key_id
-from schemas.keys import BoxKey, KeySet, Kind, SigningKey, open_key_set, sign_struct
+from schemas.keys import BoxKey, KeySet, Kind, SigningKey, checked_key, open_key_set, sign_struct
 
 FOLDER = "keys"
 SECRETS = ("root", "next-root", "online", "box", "enrolment")
@@ -69,23 +70,29 @@ def load_identity(files: Files, directory: Path) -> Identity:
                 f"{directory} is not a coordinator's state directory ({FOLDER}/{name} is missing): "
                 f"make one with `fedbus-coordinator init --dir {directory}`, or restore it from a backup"
             )
-    root = bytes.fromhex(files.read(folder / "root.pub").decode())
+    root = _key(files, folder / "root.pub")
     blob = files.read(folder / "key-set")
     keys = open_key_set(blob, root, federation_id(root))
     identity = Identity(
         root,
-        SigningKey.from_seed(_secret(files, folder / "online.key")),
-        BoxKey.from_secret(_secret(files, folder / "box.key")),
-        BoxKey.from_secret(_secret(files, folder / "enrolment.key")),
+        SigningKey.from_seed(_key(files, folder / "online.key")),
+        BoxKey.from_secret(_key(files, folder / "box.key")),
+        BoxKey.from_secret(_key(files, folder / "enrolment.key")),
         blob,
     )
-    if (keys.signing, keys.box) != (identity.online.public, identity.box.public):
+    ours = (identity.online.public, identity.box.public, identity.enrolment.public)
+    if (keys.signing, keys.box, keys.enrolment) != ours:
         raise KeysMissing(f"{folder}: the key files do not belong to the key set; restore both together")
     return identity
 
 
-def _secret(files: Files, path: Path) -> bytes:
-    return bytes.fromhex(files.read(path).decode())
+def _key(files: Files, path: Path) -> bytes:
+    try:
+        return checked_key(bytes.fromhex(files.read(path).decode()), path.name)
+    except (ValueError, KeyRefused) as error:
+        raise KeysMissing(
+            f"{path} holds no key of 32 bytes in hex ({error}): restore it from a backup"
+        ) from error
 
 
 class KeyStore:
@@ -117,7 +124,7 @@ class KeyStore:
         if not self._files.exists(path):
             self._files.make_dir(path.parent)
             write_atomic(self._files, path, self._entropy.random_bytes(32).hex().encode() + b"\n")
-        return _secret(self._files, path)
+        return _key(self._files, path)
 
     def _round_path(self, job: str, round_: int) -> Path:
         return self._folder / "requests" / job / f"{round_:06d}.keys"

@@ -7,6 +7,8 @@ fewer at the deadline, the round goes on with further devices: what was folded s
 
 from __future__ import annotations
 
+import math
+
 from coordinator import facts as f
 from coordinator.cohort import eligible, select
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare, SendRequest
@@ -21,7 +23,8 @@ from coordinator.state import (
     Round,
 )
 from coordinator.turn import CommandRefused, Turn
-from schemas.events import JobFinished
+from schemas.events import JobFinished, Verdict
+from schemas.ids import key_id
 
 
 def submit(turn: Turn, command: Submit) -> None:
@@ -73,11 +76,17 @@ def issue(turn: Turn, outcome: Prepared) -> None:
     round_ = job.round
     if round_ is None or round_.number != outcome.round or not round_.preparing or round_.closed:
         return
-    wanted = set(round_.preparing)
+    used = any(key_id(key) in turn.state.by_update_key for _, key in outcome.keys)
+    if used or sorted(device for device, _ in outcome.keys) != sorted(round_.preparing):
+        return  # of an earlier order; the outcome of the one that counts is still to come
+    if job.epoch_spoilt and outcome.epoch <= job.epoch:
+        # Somebody was revoked meanwhile: what is sealed from now on must not open with a key they know.
+        _prepare(turn, job, round_.number, round_.preparing)
+        return
     requests = [
         f.IssuedRequest(device, job.newest.get(device, 0) + 1, key)
         for device, key in outcome.keys
-        if device in wanted and turn.state.devices[device].state is DeviceState.ACTIVE
+        if turn.state.devices[device].state is DeviceState.ACTIVE
     ]
     deadline_run_s = turn.moment.run_s + job.spec.deadline_s
     turn.record(
@@ -182,6 +191,16 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
                     reason=f"the job was {state}",
                 )
             )
+            turn.tell(
+                request.device,
+                Verdict(
+                    job=job.id,
+                    request=request.number,
+                    folded=False,
+                    reason=request.reason,
+                    round=request.round,
+                ),
+            )
     for device in sorted(job.newest):
         turn.tell(device, JobFinished(job=job.id, state=state, version=len(job.versions) - 1))
 
@@ -207,12 +226,13 @@ def resume(turn: Turn) -> None:
     advance_all(turn)
 
 
-def next_deadline_run_s(turn_state_jobs: list[Job]) -> float | None:
-    """When the next timer is due, in run seconds."""
+def next_deadline_run_s(jobs: list[Job], ticked_run_s: float = -math.inf) -> float | None:
+    """When the next timer is due, in run seconds. ``ticked_run_s`` is the moment of the last tick: what was
+    due by then had its turn, and now waits for a device or a verdict, not for time."""
     due = [
         job.round.deadline_run_s if job.round else job.submitted_run_s + job.spec.deadline_s
-        for job in turn_state_jobs
+        for job in jobs
         if job.state is JobState.RUNNING
         and (job.round is None or not (job.round.preparing or job.round.closed))
     ]
-    return min(due, default=None)
+    return min((due_s for due_s in due if due_s > ticked_run_s), default=None)

@@ -51,6 +51,7 @@ class TokenRecord:
     entity: str
     expires_wall_s: float
     join: bytes = b""  # digest of the join that spent it
+    void: bool = False  # its device was revoked since
 
 
 @dataclass(slots=True)
@@ -155,6 +156,8 @@ def _(fact: f.Invited, state: State, run_s: float) -> None:
 @_apply.register
 def _(fact: f.Joined, state: State, run_s: float) -> None:
     state.tokens[fact.token].join = fact.join
+    if before := state.devices.get(fact.device):
+        del state.by_sender[key_id(before.signing)]
     state.devices[fact.device] = Device(fact.device, fact.entity, fact.signing, fact.box, fact.challenge)
     state.by_sender[key_id(fact.signing)] = fact.device
 
@@ -180,11 +183,14 @@ def _(fact: f.StatusChanged, state: State, run_s: float) -> None:
 @_apply.register
 def _(fact: f.DeviceRevoked, state: State, run_s: float) -> None:
     state.devices[fact.device].state = DeviceState.REVOKED
+    for token in state.tokens.values():
+        token.void |= token.device == fact.device
     for job in state.jobs.values():
         if fact.device in job.newest:
             job.epoch_spoilt = True
         if job.round:
-            _close(request for request in job.round.requests if request.device == fact.device)
+            theirs = (request for request in job.round.requests if request.device == fact.device)
+            _close(theirs, OPEN_REQUEST | {RequestState.DECLINED})  # an update may follow a decline
 
 
 @_apply.register
@@ -282,14 +288,13 @@ def _round(job: Job) -> Round:
     return job.round
 
 
-def _close(requests: Iterable[Request]) -> None:
+def _close(requests: Iterable[Request], states: frozenset[RequestState] = OPEN_REQUEST) -> None:
     for request in requests:
-        if request.state in OPEN_REQUEST:
+        if request.state in states:
             request.state = RequestState.CLOSED
 
 
 def _forget_old(state: State, job: Job, device: str) -> None:
     """Keep the newest `OPEN_UPDATES_MAX` requests to a device; what is older counts as closed."""
-    old = job.requests.pop((device, job.newest[device] - OPEN_UPDATES_MAX), None)
-    if old:
+    if old := job.requests.pop((device, job.newest[device] - OPEN_UPDATES_MAX), None):
         state.by_update_key.pop(key_id(old.key), None)

@@ -76,7 +76,8 @@ class Store:
             draft = path.with_name("draft.model")
             self._write(draft, parts)
             self._files.rename(draft, path)
-            self._files.sync_dir(path.parent)
+        # Also when it is there: the life that wrote it may have ended before its name was durable.
+        self._files.sync_dir(path.parent)
         return digest.digest()
 
     def model_path(self, job: str, digest: bytes) -> Path:
@@ -136,6 +137,7 @@ class Store:
         manifest = _with_chunks(manifest, [sha256(chunk).digest() for chunk in sealed])
         path = self._folder / job / f"{version:06d}.{epoch:06d}.manifest"
         self._write(path.with_suffix(".chunks"), sealed)
+        self._files.sync_dir(path.parent)  # so that no manifest is ever there without its chunks
         blob = sign_manifest(manifest, self._identity.online)
         write_atomic(self._files, path, blob, mode=0o644)
         return Offered(manifest, blob, path.with_suffix(".chunks"))

@@ -82,7 +82,7 @@ class Uploads:
         spool, now_s = upload.spool, self._ports.clock.monotonic_s()
         self._dispatch.tell(device, Bitmap(transfer=received.transfer, have=bitmap(spool.have)))
         if spool.complete:
-            await self._finish(received.transfer, upload)
+            await self._finish(received.transfer)
         else:
             sealed_bytes = clear.chunk_bytes + CHUNK_OVERHEAD_BYTES
             self.credits.offer(device, received.transfer, spool.missing(), sealed_bytes, now_s)
@@ -117,20 +117,24 @@ class Uploads:
             file.close()
         return earlier
 
-    async def chunk(self, chunk: Chunk) -> None:
-        """Spool one chunk; done when it is written. Chunks of no transfer are counted and dropped."""
+    async def chunk(self, chunk: Chunk) -> Awaitable[None] | None:
+        """Spool one chunk; done when it is written. With the last one, what is returned is to be awaited:
+        it makes the whole durable. Raises `Malformed` for a chunk of no transfer."""
         upload = self._uploads.get(chunk.transfer)
         if upload is None:
+            if chunk.transfer in self._busy:
+                return None  # a second copy of the last chunk
             raise Malformed("a chunk of no transfer that was offered")
         await self._ports.offload.run(upload.spool.accept, chunk.index, chunk.sealed)
         self.credits.arrived(chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
-        if upload.spool.complete:
-            await self._finish(chunk.transfer, upload)
         self._grant()
+        return self._finish(chunk.transfer) if upload.spool.complete else None
 
-    async def _finish(self, transfer: bytes, upload: Upload) -> None:
-        del self._uploads[transfer]
+    def _finish(self, transfer: bytes) -> Awaitable[None]:
         self._busy.add(transfer)
+        return self._keep(transfer, self._uploads.pop(transfer))
+
+    async def _keep(self, transfer: bytes, upload: Upload) -> None:
         await self._ports.offload.run(upload.spool.finish)
         await self._ports.offload.run(self._bodies.adopt, upload.envelope.digest.hex(), upload.spool.path)
         await self._ports.offload.run(self._bodies.sync)

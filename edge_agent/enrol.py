@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from broker.bus import Bus, BusLost, Connected, Delivery
 from broker.mailbox import Mailbox, Sequencer, read
 from broker.ports import Ports
+from edge_agent.failures import first_failure
 from edge_agent.identity import SEQUENCE_FILE, Identity, adopt, load_any, save
 from schemas.enrolment import WELCOME_MAGIC, Token, open_welcome, seal_join, token_to_text
 from schemas.envelope import parse
@@ -71,6 +72,11 @@ async def enrol(ports: Ports, directory: Path, identity: Identity, bus: Bus) -> 
     Waits as long as it takes: callers set a deadline. May be repeated after any failure. Raises
     `TokenRefused` (definitely not enrolled), `broker.bus.BusRefused`.
     """
+    with first_failure():
+        return await _enrol(ports, directory, identity, bus)
+
+
+async def _enrol(ports: Ports, directory: Path, identity: Identity, bus: Bus) -> Identity:
     async with bus:
         arrivals = bus.incoming()
         if not identity.key_set:

@@ -141,7 +141,8 @@ def load(files: Files, directory: Path) -> Identity:
     if identity is None or not identity.key_set:
         cause = "the enrolment was not finished" if identity else "no device is enrolled here"
         raise IdentityError(
-            f"{directory}: {cause}; run `fedbus-agent enroll TOKEN --dir {directory}` with your operator's token"
+            f"{directory}: {cause}; ask the operator for a token and run "
+            f"`fedbus-agent enroll TOKEN --dir {directory}`"
         )
     try:
         identity.keys()

@@ -22,7 +22,8 @@ from schemas.window import Window
 
 FILE: Final = "ledger"
 REQUESTS_DIR: Final = "requests"
-JOBS_MAX: Final = 256  # jobs remembered after their end
+FILE_BYTES_MAX: Final = 32 << 20
+JOBS_MAX: Final = 256  # jobs remembered without an open request
 WAITING_MAX: Final = 64  # requests accepted and not yet trained
 
 RequestKey = tuple[str, int]  # job, number
@@ -38,6 +39,9 @@ class RequestState(StrEnum):
     RECEIPTED = "receipted"
     DECLINED = "declined"
     CLOSED = "closed"  # the coordinator wants it no longer
+
+
+OPEN: Final = (RequestState.ACCEPTED, RequestState.MADE)
 
 
 class RequestRecord(msgspec.Struct, array_like=True):
@@ -68,6 +72,7 @@ class LedgerData(msgspec.Struct, kw_only=True):
     window: Window = Window()
     jobs: dict[str, JobRecord] = {}
     requests: list[RequestRecord] = []
+    samples: dict[str, int] = {}  # of each data set, as the last training found them
     connected_wall_s: float = 0.0
     verdict: Verdict | None = None
     revoked: str = ""
@@ -77,7 +82,7 @@ def read_ledger(files: Files, directory: Path) -> LedgerData:
     """What stands in ``directory``; empty if there is nothing. Raises `LedgerError`."""
     path = directory / FILE
     try:
-        return unpack(files.read(path), LedgerData)
+        return unpack(files.read(path), LedgerData, bytes_max=FILE_BYTES_MAX)
     except FileNotFoundError:
         return LedgerData()
     except Malformed as error:
@@ -114,8 +119,7 @@ class Ledger:
 
     def held(self) -> list[RequestRecord]:
         """Requests that we answer for: to be trained, or with an update that has no receipt yet."""
-        open_ = (RequestState.ACCEPTED, RequestState.MADE)
-        return [record for record in self._requests.values() if record.state in open_]
+        return [record for record in self._requests.values() if record.state in OPEN]
 
     def accept(self, request: TrainingRequest, version: int, epoch: int) -> None:
         """Durable on return, with the request itself."""
@@ -165,16 +169,15 @@ class Ledger:
         return self._directory / REQUESTS_DIR / f"{key[0]}.{key[1]}"
 
     def _forget_old(self) -> None:
-        """Keep what is open, the last `OPEN_UPDATES_MAX` per job, and `JOBS_MAX` ended jobs."""
-        open_ = (RequestState.ACCEPTED, RequestState.MADE)
-        for key, record in list(self._requests.items()):
-            if record.state not in open_ and key[1] <= self.job(key[0]).newest - OPEN_UPDATES_MAX:
-                del self._requests[key]
-        busy = {key[0] for key, record in self._requests.items() if record.state in open_}
-        ended = [name for name, job in self.data.jobs.items() if job.ended and name not in busy]
-        for name in ended[: max(len(ended) - JOBS_MAX, 0)]:
+        """Keep what is open, the last `OPEN_UPDATES_MAX` of each running job, and `JOBS_MAX` other jobs."""
+        busy = {record.job for record in self.held()}
+        idle = [name for name in self.data.jobs if name not in busy]
+        for name in idle[: max(len(idle) - JOBS_MAX, 0)]:
             del self.data.jobs[name]
-            for key in [key for key in self._requests if key[0] == name]:
+        for key, record in list(self._requests.items()):
+            job = self.data.jobs.get(record.job)
+            old = job is None or job.ended or record.number <= job.newest - OPEN_UPDATES_MAX
+            if old and record.state not in OPEN:
                 del self._requests[key]
 
     def lost_files(self) -> Iterator[Path]:

@@ -29,7 +29,6 @@ from schemas.sealing import derive
 
 ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 DELTA = "delta"
-CHUNK_CONTEXT = b""  # associated data of a model's chunks: their key binds all there is to bind
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
@@ -116,7 +115,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):
     chunks: Annotated[list[Digest], msgspec.Meta(min_length=1, max_length=CHUNKS_MAX)]
 
     def transfer(self) -> bytes:
-        """The name under which its chunks travel."""
+        """The name under which its chunks travel, and the associated data that they are sealed with."""
         return sha256(b"fb1.model-transfer" + self.model + self.epoch.to_bytes(8, "little")).digest()[:16]
 
     def chunk_size(self, index: int) -> int:

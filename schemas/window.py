@@ -36,7 +36,12 @@ class Window(msgspec.Struct, frozen=True):
             raise Replayed(f"message {order.seq} was seen before")
 
     def after(self, order: Order) -> Window:
-        """The window once a checked message was taken."""
+        """The window once a message was taken. It never moves back: one that was checked earlier and is
+        too old by now (a long upload, say) changes nothing."""
+        if order.incarnation < self.incarnation:
+            return self
+        if order.incarnation == self.incarnation and order.seq <= self.high - REPLAY_WINDOW:
+            return self
         bits, high = self._bits(), self.high
         if order.incarnation > self.incarnation:
             bits, high = 0, -1

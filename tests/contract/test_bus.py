@@ -115,6 +115,19 @@ async def test_two_thousand_messages_queued_while_offline_all_arrive_in_order(tr
     assert [d.payload for d in taken] == numbered(2000)
 
 
+async def test_what_is_sent_while_the_reader_returns_does_not_overtake_what_waits_for_it(
+    transport: Transport,
+) -> None:
+    topic = f"{transport.root}/up/a"
+    async with transport.join("reader", [topic]) as reader:
+        await reader.connected()
+    async with transport.join("a") as a, asyncio.TaskGroup() as group:
+        sending = [group.create_task(a.publish(topic, payload)) for payload in numbered(1500)]
+        await sending[500]
+        async with transport.join("reader", [topic]) as reader:
+            assert [d.payload for d in await reader.take(1500)] == numbered(1500)
+
+
 async def test_each_connection_is_announced_with_its_number(transport: Transport) -> None:
     topic = f"{transport.root}/down/a"
     async with transport.join("reader", [topic]) as reader:
@@ -159,6 +172,10 @@ async def test_what_was_not_acknowledged_before_a_break_comes_again_if_the_trans
         expected = [b"2", b"3", b"4", b"meanwhile"] if transport.capabilities.redelivers else [b"meanwhile"]
         again = await reader.take(len(expected))
         assert [d.payload for d in again] == expected
+        await transport.cut("reader")
+        transport.restore("reader")
+        await a.publish(topic, b"acknowledged is over")
+        assert [d.payload for d in await reader.take(1)] == [b"acknowledged is over"]
         # Of a connection that is gone: nothing happens, in particular no message is skipped.
         await taken[2].ack()
         await a.publish(topic, b"last")

@@ -11,7 +11,7 @@ from broker.bus import BusLost, BusRefused, Connected, Credentials
 from broker.mqtt import MqttBus
 from broker.system import system_ports
 from tests.contract.transports import PATIENCE_S, Peer
-from tests.contract.wire import DISCONNECT, PUBACK, PUBLISH, ScriptedBroker
+from tests.contract.wire import CONNECT, DISCONNECT, PUBACK, PUBLISH, SUBSCRIBE, ScriptedBroker
 
 
 @pytest.fixture
@@ -44,8 +44,12 @@ async def test_acknowledgements_reach_the_broker_in_the_order_of_receipt(broker:
         for number in (11, 12, 13):
             wire.deliver(number, b"x")
         deliveries = await peer.take(3, ack=False)
-        for index in (2, 1, 0):
-            await deliveries[index].ack()
+        await deliveries[2].ack()
+        await deliveries[1].ack()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(bus.publish("t", b"x"))
+            wire.acknowledge(await wire.read(PUBLISH))  # so nothing was acknowledged before it
+        await deliveries[0].ack()
         assert [(await wire.read(PUBACK)).number for _ in range(3)] == [11, 12, 13]
 
 
@@ -68,15 +72,20 @@ async def test_nothing_is_acknowledged_by_itself_nor_on_another_connection(broke
         assert (await second.read(PUBACK)).number == 21
 
 
-async def test_deliveries_pass_while_the_broker_still_owes_the_grant(broker: ScriptedBroker) -> None:
+async def test_messages_pass_both_ways_while_the_broker_still_owes_the_grant(broker: ScriptedBroker) -> None:
     async with bus_to(broker, "t") as bus:
         peer, wire = Peer(bus), await broker.accept()
-        await wire.read(1)
+        await wire.read(CONNECT)
         wire.greet()
         wire.deliver(11, b"queued")
-        await peer.take(1)
-        await wire.grant()
+        (delivery,) = await peer.take(1, ack=False)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(bus.publish("t", b"answer"))
+            asked = await wire.read(SUBSCRIBE)
+            wire.acknowledge(await wire.read(PUBLISH))
+        await delivery.ack()
         assert (await wire.read(PUBACK)).number == 11
+        wire.grant(asked)
         assert await peer.connected() == Connected(1)
 
 
@@ -84,9 +93,10 @@ async def test_a_publish_without_answer_is_lost_when_the_connection_breaks_and_s
     broker: ScriptedBroker,
 ) -> None:
     async with bus_to(broker) as bus:
-        wire = await broker.accept()
-        await wire.read(1)
+        peer, wire = Peer(bus), await broker.accept()
+        await wire.read(CONNECT)
         wire.greet()
+        assert await peer.connected() == Connected(1)
 
         async def publish() -> None:
             with pytest.raises(BusLost, match="broke") as caught:
@@ -98,9 +108,9 @@ async def test_a_publish_without_answer_is_lost_when_the_connection_breaks_and_s
             await wire.read(PUBLISH)
             wire.abort()
         again = await broker.accept()
-        await again.read(1)
+        await again.read(CONNECT)
         again.greet()
-        await Peer(bus).connected()
+        assert await peer.connected() == Connected(2)
     # What was given up on is not sent behind the caller's back: the next thing said is goodbye.
     await again.read(DISCONNECT)
 
@@ -109,7 +119,7 @@ async def test_a_publish_without_answer_is_lost_when_the_connection_breaks_and_s
 async def test_a_refusal_names_broker_user_and_remedy(broker: ScriptedBroker, code: int) -> None:
     async with bus_to(broker, "t") as bus:
         wire = await broker.accept()
-        await wire.read(1)
+        await wire.read(CONNECT)
         wire.greet(code)
         with pytest.raises(BusRefused, match=f"127.0.0.1:{broker.port}: user 'press-07'.*check"):
             await Peer(bus).connected()
@@ -120,9 +130,12 @@ async def test_a_refusal_names_broker_user_and_remedy(broker: ScriptedBroker, co
 async def test_a_broker_that_is_not_ready_yet_is_tried_again(broker: ScriptedBroker) -> None:
     async with bus_to(broker, "t") as bus:
         unavailable = await broker.accept()
-        await unavailable.read(1)
+        await unavailable.read(CONNECT)
         unavailable.greet(3)
-        (await broker.accept()).abort()
+        for _ in range(3):
+            hasty = await broker.accept()
+            await hasty.read(CONNECT)
+            hasty.abort()
         await (await broker.accept()).welcome()
         assert await Peer(bus).connected() == Connected(1)
 
@@ -130,11 +143,11 @@ async def test_a_broker_that_is_not_ready_yet_is_tried_again(broker: ScriptedBro
 async def test_a_connection_that_breaks_right_behind_its_greeting_is_noticed(broker: ScriptedBroker) -> None:
     async with bus_to(broker) as bus:
         hasty = await broker.accept()
-        await hasty.read(1)
+        await hasty.read(CONNECT)
         hasty.greet()
         hasty.close()
         patient = await broker.accept()
-        await patient.read(1)
+        await patient.read(CONNECT)
         patient.greet()
         async with asyncio.TaskGroup() as group:
             group.create_task(bus.publish("t", b"x"))
@@ -146,9 +159,9 @@ async def test_leaving_in_the_middle_of_the_handshake_leaves_nothing_behind(brok
     before = asyncio.all_tasks()
     async with bus_to(broker, "t"):
         wire = await broker.accept()
-        await wire.read(1)
-    await wire.ended()
+        await wire.read(CONNECT)
     assert asyncio.all_tasks() == before
+    await wire.ended()
 
 
 async def test_an_error_of_the_body_leaves_the_bus_unwrapped(broker: ScriptedBroker) -> None:

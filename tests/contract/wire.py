@@ -45,16 +45,15 @@ class Wire:
         """CONNACK."""
         self._writer.write(bytes([0x20, 2, 0, code]))
 
-    async def grant(self) -> None:
-        """Answer a SUBSCRIBE to one topic."""
-        asked = await self.read(SUBSCRIBE)
+    def grant(self, asked: Packet) -> None:
+        """SUBACK for one topic."""
         self._writer.write(bytes([0x90, 3]) + asked.body[:2] + b"\x01")
 
     async def welcome(self) -> bytes:
         """CONNECT and one SUBSCRIBE, both answered; returns the body of CONNECT."""
         connect = await self.read(CONNECT)
         self.greet()
-        await self.grant()
+        self.grant(await self.read(SUBSCRIBE))
         return connect.body
 
     def deliver(self, number: int, payload: bytes) -> None:

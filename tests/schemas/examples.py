@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hashlib import sha256
 
+import msgspec
+
 from schemas import events as e
 from schemas.chunks import bitmap
 from schemas.enrolment import Join, Token, Welcome
@@ -11,7 +13,6 @@ from schemas.envelope import chunk_count
 from schemas.jobs import LocalSettings
 from schemas.limits import CHUNK_BYTES_MIN, PROTOCOL_VERSION
 from schemas.models import (
-    CHUNK_CONTEXT,
     Layout,
     Manifest,
     Tensor,
@@ -59,14 +60,7 @@ def cut(data: bytes) -> list[bytes]:
     return [data[at : at + CHUNK_BYTES_MIN] for at in range(0, len(data), CHUNK_BYTES_MIN)]
 
 
-def model_chunks() -> list[bytes]:
-    """The model's chunks, sealed under the job key of the epoch."""
-    key = model_key(JOB_KEY, JOB, EPOCH, sha256(MODEL).digest(), CHUNK_BYTES_MIN)
-    count = chunk_count(len(MODEL), CHUNK_BYTES_MIN)
-    return [aead_seal(key, i, count, plain, CHUNK_CONTEXT) for i, plain in enumerate(cut(MODEL))]
-
-
-MANIFEST = Manifest(
+_DRAFT = Manifest(
     federation=FEDERATION,
     job=JOB,
     version=12,
@@ -77,8 +71,18 @@ MANIFEST = Manifest(
     epoch=EPOCH,
     key_commitment=key_commitment(JOB_KEY, JOB, EPOCH),
     chunk_bytes=CHUNK_BYTES_MIN,
-    chunks=[sha256(sealed).digest() for sealed in model_chunks()],
+    chunks=[bytes(32)],
 )
+
+
+def model_chunks() -> list[bytes]:
+    """The model's chunks, sealed under the job key of the epoch."""
+    key = model_key(JOB_KEY, JOB, EPOCH, _DRAFT.model, CHUNK_BYTES_MIN)
+    count = chunk_count(len(MODEL), CHUNK_BYTES_MIN)
+    return [aead_seal(key, i, count, plain, _DRAFT.transfer()) for i, plain in enumerate(cut(MODEL))]
+
+
+MANIFEST = msgspec.structs.replace(_DRAFT, chunks=[sha256(sealed).digest() for sealed in model_chunks()])
 
 # An update: its one vector is as long as the trained part of the layout.
 CONTENT = MODEL[: 4 * LAYOUT.trained_count]

@@ -15,7 +15,6 @@ from schemas.errors import Forged, KeyRefused, LayoutMismatch, Malformed, WireEr
 from schemas.keys import Kind, sign_struct
 from schemas.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CONTENT_BYTES_MAX, PARAMETERS_MAX
 from schemas.models import (
-    CHUNK_CONTEXT,
     Layout,
     Manifest,
     Tensor,
@@ -66,7 +65,7 @@ def test_a_manifest_is_read_as_it_was_signed_and_its_chunks_give_the_model() -> 
     commitment(JOB_KEY, b"fb1.job-commit", pack([JOB, manifest.epoch]), manifest.key_commitment)
     key = model_key(JOB_KEY, JOB, manifest.epoch, manifest.model, manifest.chunk_bytes)
     parts = [
-        aead_open(key, i, len(manifest.chunks), sealed, CHUNK_CONTEXT)
+        aead_open(key, i, len(manifest.chunks), sealed, MANIFEST.transfer())
         for i, sealed in enumerate(model_chunks())
     ]
     assert [len(part) for part in parts] == [manifest.chunk_size(i) for i in range(len(parts))]
@@ -162,7 +161,7 @@ def test_chunks_of_one_model_open_under_no_other_models_key() -> None:
     ):
         key = model_key(JOB_KEY, job, epoch, model, chunk_bytes)
         with pytest.raises(Forged):
-            aead_open(key, 0, count, sealed, CHUNK_CONTEXT)
+            aead_open(key, 0, count, sealed, MANIFEST.transfer())
 
 
 def test_a_transfer_names_a_model_in_an_epoch() -> None:

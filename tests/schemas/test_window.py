@@ -97,6 +97,14 @@ def test_a_higher_incarnation_starts_anew() -> None:
         window.check(Order(0, SEQ_MAX))
 
 
+def test_a_message_that_is_taken_late_never_moves_the_window_back() -> None:
+    """A long upload is recorded with the number it began with, which may have left the window since."""
+    recovered = Window().after(Order(0, 7)).after(Order(1, 3))
+    assert recovered.after(Order(0, 8)) == recovered
+    far = Window().after(Order(1, 9_000))
+    assert far.after(Order(1, 9_000 - REPLAY_WINDOW)) == far.after(Order(1, 0)) == far
+
+
 def test_checking_a_number_changes_nothing() -> None:
     window = Window()
     window.check(Order(0, 7))

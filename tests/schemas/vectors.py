@@ -12,14 +12,12 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import msgspec
-
 from schemas import topics
 from schemas.chunks import bitmap, pack_chunk
 from schemas.codec import pack
 from schemas.enrolment import seal_join, seal_welcome, token_to_text
 from schemas.envelope import Order, Seal, Sealed, content_key, new_clear, seal, sign
-from schemas.events import Event, encode_event
+from schemas.events import encode_event
 from schemas.keys import BoxKey, Kind, SigningKey, sign_struct
 from schemas.limits import CHUNK_BYTES_MIN
 from schemas.models import key_commitment, model_key, sign_layout, sign_manifest
@@ -67,7 +65,10 @@ def fresh_sealed() -> Section:
 
 def build(sealed: Section) -> dict[str, Section]:
     """All vectors around the given sealed boxes."""
-    events = {_tag(event): encode_event(event) for event in (*FROM_DEVICE, *EITHER, *FROM_COORDINATOR)}
+    events = {
+        str(event.__struct_config__.tag): encode_event(event)
+        for event in (*FROM_DEVICE, *EITHER, *FROM_COORDINATOR)
+    }
     return {
         "sealed": sealed,
         "keys": _keys(),
@@ -84,10 +85,6 @@ def build(sealed: Section) -> dict[str, Section]:
             "topic_down": topics.down(p.FEDERATION, p.DEVICE_ID),
         },
     }
-
-
-def _tag(event: Event) -> str:
-    return str(msgspec.to_builtins(event, builtin_types=(bytes,))["type"])
 
 
 def _keys() -> Section:

@@ -1,0 +1,166 @@
+"""``fedbus-coordinator jobs …`` and ``models …``."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coordinator.cli_options import DIRECTORY_DEFAULT, AsJson, Directory
+from coordinator.cli_output import UsageFault, print_json, print_table
+
+jobs = typer.Typer(no_args_is_help=True, help="Submit and watch training jobs.")
+models = typer.Typer(no_args_is_help=True, help="List and export model versions.")
+
+JobName = Annotated[str, typer.Argument(metavar="JOB")]
+
+
+@jobs.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The job's specification.")],
+    directory: Directory = DIRECTORY_DEFAULT,
+    parameters: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="Initial parameters; without: the task makes them."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job."""
+    from coordinator.cli_state import ask
+
+    if parameters is not None and not parameters.is_file():
+        raise UsageFault(f"there is no file {parameters} with initial parameters")
+    command = {"op": "submit", "spec": _read_toml(file)}
+    if parameters is not None:
+        command["parameters"] = str(parameters.absolute())
+    view = ask(directory, command)
+    if as_json:
+        print_json(view)
+    else:
+        print(f"job {view['job']}: {view['state']}, {view['rounds']} rounds; see `jobs show {view['job']}`")
+
+
+@jobs.command("list")
+def list_jobs(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
+    """List all jobs."""
+    from coordinator import views
+    from coordinator.cli_state import look
+
+    found = look(directory, {"op": "jobs"}, views.jobs)
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (view["job"], view["task"], view["state"], f"{view['rounds_done']}/{view['rounds']}", view["reason"])
+        for view in found
+    ]
+    print_table("", ("job", "task", "state", "rounds", "reason"), rows)
+
+
+@jobs.command()
+def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
+    """Show one job: its state, its rounds so far and how long each took."""
+    from coordinator import views
+    from coordinator.cli_state import open_journal
+
+    view = _job_view(directory, job)
+    journal = open_journal(directory)
+    try:
+        view["history"] = views.history(journal, job)
+    finally:
+        journal.close()
+    if as_json:
+        print_json(view)
+        return
+    print(f"job {view['job']}: {view['state']}" + (f" ({view['reason']})" if view["reason"] else ""))
+    rows = [
+        (
+            round_["round"],
+            len(round_["reports"]),
+            round_["samples"],
+            "" if round_["accuracy_before"] is None else f"{round_['accuracy_before']:.3f}",
+            f"{round_['round_s']:.2f}",
+            f"{round_['overhead_s']:.3f}",
+            round_["model"][:16],
+        )
+        for round_ in view["history"]
+    ]
+    columns = ("round", "reports", "samples", "accuracy before", "seconds", "overhead s", "model")
+    print_table("", columns, rows)
+    for request in view.get("open_round", {}).get("requests", []):
+        print(f"round {view['open_round']['round']}: {request['device']}: {request['state']}")
+
+
+@jobs.command()
+def cancel(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
+    """Cancel a job; its versions stay."""
+    from coordinator.cli_state import ask
+
+    view = ask(directory, {"op": "cancel", "job": job})
+    if as_json:
+        print_json(view)
+    else:
+        print(f"job {job}: {view['state']}")
+
+
+@models.command("list")
+def list_models(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
+    """List a job's versions."""
+    versions = _job_view(directory, job)["versions"]
+    if as_json:
+        print_json(versions)
+    else:
+        rows = [(version["version"], version["round"], version["model"]) for version in versions]
+        print_table("", ("version", "round", "model (SHA-256)"), rows)
+
+
+@models.command()
+def export(
+    job: JobName,
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Written whole or not at all.")],
+    directory: Directory = DIRECTORY_DEFAULT,
+    version: Annotated[int | None, typer.Option(min=0, help="Which one; without: the newest.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version to a safetensors file."""
+    from broker.system import system_ports
+    from coordinator import exporting, ledger
+    from coordinator.cli_state import open_journal
+
+    journal = open_journal(directory)
+    try:
+        _, found = exporting.find_version(ledger.recover(journal).state, job, version)
+    finally:
+        journal.close()
+    size_bytes = exporting.export(system_ports(), directory, job, found, out)
+    if as_json:
+        digest = found.model.hex()
+        print_json(
+            {"job": job, "version": found.number, "model": digest, "file": str(out), "bytes": size_bytes}
+        )
+    else:
+        print(f"{out}: version {found.number} of job {job}, {size_bytes} bytes")
+
+
+def _job_view(directory: Path, job: str) -> dict[str, Any]:
+    from coordinator import views
+    from coordinator.cli_state import look
+    from coordinator.control import CommandFailed
+
+    view: dict[str, Any] | None = look(
+        directory, {"op": "job", "job": job}, lambda state: views.job(state, job)
+    )
+    if view is None:
+        raise CommandFailed(f"there is no job {job}; `fedbus-coordinator jobs list` shows them")
+    return view
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageFault(f"there is no file {file}; give the path of a job's specification") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageFault(f"{file}: not TOML: {error}; correct that line") from error

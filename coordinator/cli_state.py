@@ -1,0 +1,54 @@
+"""Where the command line's answers come from: the live coordinator, or its log when none serves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from broker.journal import Journal
+from broker.system import system_ports
+from coordinator import control, ledger
+from coordinator.config import FILE, ConfigError
+from coordinator.keystore import load_identity
+from coordinator.state import State
+
+Answer = Any
+
+
+def ask(directory: Path, command: dict[str, Any]) -> Answer:
+    """The live coordinator's answer. Raises `NotServing`, `CommandFailed`, `ConfigError` (wrong place)."""
+    require_state_directory(directory)
+    return asyncio.run(control.call(directory, command))
+
+
+def look(directory: Path, command: dict[str, Any], from_log: Callable[[State], Answer]) -> Answer:
+    """Like `ask`; when nobody serves, ``from_log`` answers from the recorded state, in the same form."""
+    try:
+        return ask(directory, command)
+    except control.NotServing:
+        journal = open_journal(directory)
+        try:
+            # As it would have come over the socket: tuples are lists, names are strings.
+            return json.loads(json.dumps(from_log(ledger.recover(journal).state)))
+        finally:
+            journal.close()
+
+
+def open_journal(directory: Path) -> Journal:
+    """For reading, beside a coordinator that writes. Raises `JournalError`, `KeysMissing`."""
+    require_state_directory(directory)
+    files = system_ports().files
+    identity = load_identity(files, directory)
+    return Journal.open(files, directory / ledger.FOLDER, identity.federation, read_only=True)
+
+
+def require_state_directory(directory: Path) -> None:
+    """Raises `ConfigError` unless ``init`` was here."""
+    if not (directory / FILE).exists():
+        raise ConfigError(
+            f"{directory} is no coordinator's state directory ({FILE} is missing): "
+            f"make one with `fedbus-coordinator init --dir {directory}`, or name another with --dir"
+        )

@@ -1,0 +1,114 @@
+"""``serve``: one coordinator on one state directory, as a service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import structlog
+
+from broker import service
+from broker.bus import Bus, Credentials
+from broker.connect import connect
+from broker.embedded import EmbeddedBroker
+from broker.ports import LockHeld, Ports
+from coordinator import control
+from coordinator.access import Access, EmbeddedAccess, OwnersAccess
+from coordinator.app import Coordinator
+from coordinator.config import PASSWORD, Config, load_config
+from coordinator.keystore import Identity, load_identity
+from coordinator.setup import embedded_broker
+from schemas import topics
+from schemas.limits import STOP_S
+
+LOCK = "lock"
+READY_POLL_S = 0.05
+BROKER_CHECK_S = 2.0
+
+log = structlog.get_logger()
+
+
+def serve(directory: Path, ports: Ports) -> None:
+    """Serve ``directory`` until SIGTERM or SIGINT.
+
+    Raises `LockHeld`, `coordinator.config.ConfigError`, `coordinator.keystore.KeysMissing`,
+    `broker.bus.BusError`, `broker.journal.JournalError`, OSError.
+    """
+    config = load_config(ports.files, directory, os.environ)
+    identity = load_identity(ports.files, directory)
+    try:
+        with ports.lock.hold(directory / LOCK):
+            asyncio.run(
+                service.run(lambda: _serve(directory, config, identity, ports), stop_deadline_s=STOP_S)
+            )
+    except LockHeld as error:
+        holder = ports.files.read(directory / LOCK).decode(errors="replace").strip() or "unknown"
+        raise LockHeld(
+            f"another coordinator (pid {holder}) serves {directory}; stop it first, with `kill {holder}`"
+        ) from error
+    log.info("stopped", directory=str(directory))
+
+
+async def _serve(directory: Path, config: Config, identity: Identity, ports: Ports) -> None:
+    broker = embedded_broker(ports, directory, config) if config.broker.startswith("embedded:") else None
+    access: Access = OwnersAccess()
+    if broker is not None:
+        access = EmbeddedAccess(ports, broker, identity.federation)
+    # First the journal: a directory whose log cannot be read starts no broker.
+    coordinator = Coordinator(
+        directory, config, identity, ports, _bus(directory, config, identity, ports), access
+    )
+    try:
+        if broker is not None:
+            await broker.ensure()
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(_tell_ready(directory), name="ready")]
+            if broker is not None:
+                beside.append(tasks.create_task(_keep_alive(broker), name="broker"))
+            try:
+                await coordinator.run()
+            finally:
+                for task in beside:
+                    task.cancel()
+    finally:
+        coordinator.ledger.journal.close()
+        await _stop(broker)
+
+
+async def _keep_alive(broker: EmbeddedBroker) -> None:
+    """Start our own broker again when it was killed; raises `broker.bus.BusError` when that fails."""
+    while True:
+        await asyncio.sleep(BROKER_CHECK_S)
+        await broker.ensure()
+
+
+async def _stop(broker: EmbeddedBroker | None) -> None:
+    """A broker of our own ends with us; after a kill it stays, and is found again."""
+    if broker is not None:
+        await broker.stop()
+
+
+def _bus(directory: Path, config: Config, identity: Identity, ports: Ports) -> Bus:
+    path = directory / PASSWORD
+    password = ports.files.read(path).decode().strip() if ports.files.exists(path) else ""
+    # Several federations may share a broker, and a session's name must be one of a kind.
+    credentials = Credentials(
+        client_id=f"{config.username}/{identity.federation.hex()[:8]}",
+        username=config.username if password else None,
+        password=password or None,
+    )
+    return connect(config.broker, credentials, [topics.all_up(identity.federation)], ports=ports)
+
+
+async def _tell_ready(directory: Path) -> None:
+    if service.NOTIFY_SOCKET not in os.environ:
+        return
+    while True:
+        try:
+            await control.call(directory, {"op": "status"})
+        except control.NotServing:
+            await asyncio.sleep(READY_POLL_S)
+        else:
+            service.notify("READY=1")
+            return

@@ -1,0 +1,341 @@
+"""Rounds come to an end, whatever devices and operators do: by example."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.effects import Prepare, SendRequest
+from coordinator.facts import RequestsIssued, RoundClosed, RoundExtended, RoundOpened
+from coordinator.inputs import Cancel, Submit, WorkFailed
+from coordinator.rounds import next_deadline_run_s
+from coordinator.state import JobState, RequestState
+from coordinator.turn import CommandRefused
+from schemas.events import Accept, Decline, JobFinished, Verdict
+from tests.coordinator.drive import Drive, job_spec, ordered, status, told
+
+FIVE = ("a", "b", "c", "d", "e")
+
+
+def started(devices: tuple[str, ...] = FIVE, *, cohort: int = 2, min_reports: int = 1, **spec: float) -> Drive:
+    """A job of two rounds whose first round has just been issued."""
+    drive = Drive()
+    drive.enrol(*devices)
+    over_selection = spec.get("over_selection", 1.0)
+    drive.submit(job_spec(cohort=cohort, min_reports=min_reports, over_selection=over_selection))
+    drive.settle()
+    return drive
+
+
+def decline(drive: Drive, device: str, reason: str = "busy") -> None:
+    number = drive.newest(device).number
+    drive.say(device, Decline(job="job", request=number, reason=reason, text="not now"))
+
+
+def closings(drive: Drive) -> list[str]:
+    return [fact.reason for fact in drive.recorded(RoundClosed)]
+
+
+def rounds_done(drive: Drive) -> int:
+    return drive.state.jobs["job"].rounds_done
+
+
+def test_a_round_closes_when_the_cohort_has_reported_though_more_were_asked() -> None:
+    drive = started(cohort=3, over_selection=1.3)
+    asked = drive.asked()
+    assert len(asked) == 4
+    for device in asked[:3]:
+        assert rounds_done(drive) == 0
+        drive.update(device)
+        drive.settle()
+    assert closings(drive) == ["the cohort has reported"]
+    assert rounds_done(drive) == 1
+    turn = drive.complete(asked[3], drive.state.by_update_key.__iter__().__next__(), "foreign")
+    assert turn.facts[1:] == [], "a key of another device's request is no request of its own"
+
+
+def test_at_the_deadline_a_round_closes_with_enough_reports() -> None:
+    drive = started(cohort=3, min_reports=2)
+    one, two, _ = drive.asked()
+    drive.update(one)
+    drive.update(two)
+    drive.settle()
+    drive.tick(99.9)
+    assert closings(drive) == []
+    drive.tick(0.1)
+    drive.settle()
+    assert closings(drive) == ["the deadline has passed"]
+    assert rounds_done(drive) == 1
+
+
+def test_at_the_deadline_a_round_with_too_few_reports_asks_others_and_goes_on() -> None:
+    drive = started(cohort=3, min_reports=2)
+    first = drive.asked()
+    drive.update(first[0])
+    drive.settle()
+    drive.tick(100)
+    drive.settle()
+    (extended,) = drive.recorded(RoundExtended)
+    assert extended.devices == sorted(set(FIVE) - set(first)), "two are wanted, and were not asked yet"
+    assert extended.deadline_run_s == drive.run_s + 100
+    drive.update(extended.devices[0])
+    drive.settle()
+    assert rounds_done(drive) == 0, "others may still report"
+    drive.tick(100)
+    drive.settle()
+    assert closings(drive) == ["the deadline has passed"]
+    assert drive.count(RequestState.FOLDED) == 0, "the next round begins with none"
+
+
+def test_what_was_folded_before_an_extension_stays_counted() -> None:
+    drive = started(cohort=2, min_reports=2)
+    drive.update(drive.asked()[0])
+    drive.settle()
+    drive.tick(100)
+    drive.settle()
+    drive.update(drive.asked()[-1])
+    drive.settle()
+    assert closings(drive) == ["the cohort has reported"]
+
+
+def test_a_round_that_nobody_else_can_join_is_given_time_again_and_again() -> None:
+    drive = started(("a", "b"), cohort=2, min_reports=2)
+    drive.update("a")
+    drive.settle()
+    for count in (1, 2, 3):
+        drive.tick(100)
+        drive.settle()
+        assert len(drive.recorded(RoundExtended)) == count
+    drive.update("b")
+    drive.settle()
+    assert rounds_done(drive) == 1
+
+
+def test_when_all_decline_others_are_asked_at_the_deadline() -> None:
+    drive = started(cohort=2)
+    first = drive.asked()
+    for device in first:
+        decline(drive, device, "policy")
+    assert closings(drive) == []
+    drive.tick(100)
+    drive.settle()
+    assert len(drive.asked()) == 2
+    assert not set(drive.asked()) & set(first)
+
+
+def test_when_all_others_declined_the_round_closes_with_what_it_has() -> None:
+    drive = started(cohort=3, min_reports=1)
+    one, two, three = drive.asked()
+    drive.update(one)
+    drive.settle()
+    decline(drive, two)
+    assert closings(drive) == []
+    decline(drive, three)
+    assert closings(drive) == ["everybody asked has answered"]
+
+
+def test_a_request_can_be_declined_after_it_was_accepted() -> None:
+    drive = started(("a", "b"))
+    drive.say("a", Accept(job="job", request=1))
+    assert drive.newest("a").state is RequestState.ACCEPTED
+    decline(drive, "a", "worker")
+    assert drive.newest("a").state is RequestState.DECLINED
+    assert drive.newest("a").reason == "worker: not now"
+
+
+@pytest.mark.parametrize("reason", ["policy", "data", "task"])
+def test_who_declined_for_good_is_not_asked_again_until_its_status_changes(reason: str) -> None:
+    drive = started(("a", "b"), cohort=2, min_reports=2)
+    decline(drive, "a", reason)
+    drive.say("a", status())  # the same as before
+    drive.tick(100)
+    drive.settle()
+    assert drive.newest("a").number == 1
+    drive.say("a", status(agent="0.2"))
+    drive.tick(100)
+    drive.settle()
+    assert (drive.newest("a").number, drive.asked()) == (2, ["a", "b"])
+
+
+def test_who_was_only_busy_is_asked_again() -> None:
+    drive = started(("a", "b"), cohort=2, min_reports=2)
+    decline(drive, "a", "busy")
+    drive.tick(100)
+    drive.settle()
+    assert drive.asked() == ["a", "b"]
+
+
+def test_the_first_round_waits_for_the_whole_cohort() -> None:
+    drive = started(("a", "b"), cohort=3, min_reports=1)
+    assert drive.recorded(RoundOpened) == []
+    drive.tick(99)
+    assert drive.recorded(RoundOpened) == []
+    drive.enrol("c")
+    assert [fact.cohort for fact in drive.recorded(RoundOpened)] == [["a", "b", "c"]]
+
+
+def test_the_first_round_waits_no_longer_than_a_round_may_last() -> None:
+    drive = started(("a", "b"), cohort=3, min_reports=1)
+    drive.tick(100)
+    assert [fact.cohort for fact in drive.recorded(RoundOpened)] == [["a", "b"]]
+
+
+def test_a_round_opens_when_the_one_device_it_lacks_comes() -> None:
+    drive = started((), cohort=2, min_reports=1)
+    drive.tick(500)
+    assert drive.recorded(RoundOpened) == []
+    drive.enrol("a")
+    assert [fact.cohort for fact in drive.recorded(RoundOpened)] == [["a"]]
+
+
+def test_a_job_is_finished_after_its_rounds_and_says_so_to_who_took_part() -> None:
+    drive = started(("a", "b"))
+    for _ in range(2):
+        drive.update("a")
+        turn = drive.update("b")
+        drive.settle()
+    job = drive.state.jobs["job"]
+    assert (job.state, job.round) == (JobState.FINISHED, None)
+    assert [(version.number, version.round) for version in job.versions] == [(0, 0), (1, 1), (2, 2)]
+    assert drive.recorded(RoundOpened)[1].base == job.versions[1].model
+    turn = drive.tick(1000)
+    assert (turn.facts, turn.effects) == ([], [])
+
+
+def test_in_a_cancelled_job_every_receipted_update_is_rejected_with_its_reason_and_told() -> None:
+    drive = started(("a", "b", "c"), cohort=3, min_reports=3)
+    drive.update("a")
+    drive.settle()
+    drive.update("b")
+    turn = drive.cancel()
+    verdicts = [(device, event) for device, event in told(turn) if isinstance(event, Verdict)]
+    assert [(device, verdict.folded, verdict.reason) for device, verdict in verdicts] == [
+        ("a", False, "the job was cancelled"),
+        ("b", False, "the job was cancelled"),
+    ]
+    finished = JobFinished(job="job", state="cancelled", version=0)
+    assert [item for item in told(turn) if item not in verdicts] == [(name, finished) for name in "abc"]
+    drive.settle()
+    states = [drive.newest(device).state for device in "abc"]
+    assert states == [RequestState.REJECTED, RequestState.REJECTED, RequestState.CLOSED]
+
+
+def test_a_version_that_was_being_made_when_its_job_was_cancelled_does_not_come_to_be() -> None:
+    drive = started(("a", "b"))
+    drive.update("a")
+    drive.update("b")
+    for order in drive.pending[:]:
+        outcome = drive.work(order)
+        assert outcome is not None
+        drive.step(outcome)
+    commit = drive.work(drive.pending[-1])
+    assert commit is not None
+    drive.cancel()
+    assert drive.step(commit).facts == []
+    assert len(drive.state.jobs["job"].versions) == 1
+
+
+def test_a_job_whose_initial_model_cannot_be_made_has_failed_and_says_why() -> None:
+    drive = Drive()
+    drive.submit(job_spec())
+    drive.step(WorkFailed(job="job", text="no such task"))
+    job = drive.state.jobs["job"]
+    assert (job.state, job.reason) == (JobState.FAILED, "no such task")
+
+
+def test_commands_that_cannot_be_done_are_refused_and_change_nothing() -> None:
+    drive = started(("a", "b"))
+    with pytest.raises(CommandRefused, match="is a job job already"):
+        drive.step(Submit(job="job", spec=job_spec(), parameters=""))
+    with pytest.raises(CommandRefused, match="no job other"):
+        drive.step(Cancel(job="other"))
+    drive.cancel()
+    with pytest.raises(CommandRefused, match=r"ended already \(cancelled\)"):
+        drive.cancel()
+    assert drive.recovered == drive.state
+
+
+def test_the_job_key_rolls_after_a_revocation_and_only_then() -> None:
+    drive = started(("a", "b", "c"), cohort=2)
+    known = drive.asked()
+    for device in known:
+        drive.update(device)
+    drive.settle()
+    drive.revoke(known[0])
+    for device in drive.asked():
+        drive.update(device)
+    drive.settle()
+    assert [fact.epoch for fact in drive.recorded(RequestsIssued)] == [1, 1]
+    drive = started(("a", "b", "c"), cohort=2)
+    drive.revoke(drive.asked()[0])
+    drive.tick(100)
+    for device in drive.asked():
+        drive.update(device)
+    drive.settle()
+    assert [fact.epoch for fact in drive.recorded(RequestsIssued)] == [1, 2]
+
+
+def test_requests_that_were_being_prepared_at_a_revocation_go_out_under_the_next_key() -> None:
+    drive = started(("a", "b", "c"), cohort=3)
+    for device in "abc":
+        drive.update(device)
+    while not any(isinstance(order, Prepare) for order in drive.pending):
+        outcome = drive.work(drive.pending.pop(0))
+        assert outcome is not None
+        drive.step(outcome)
+    drive.revoke("a")
+    drive.settle()
+    assert [fact.epoch for fact in drive.recorded(RequestsIssued)] == [1, 2]
+    assert drive.asked() == ["b", "c"]
+
+
+def test_keys_that_were_made_twice_are_issued_once() -> None:
+    drive = Drive()
+    drive.enrol("a", "b")
+    drive.submit(job_spec())
+    while not any(isinstance(order, Prepare) for order in drive.pending):
+        outcome = drive.work(drive.pending.pop(0))
+        assert outcome is not None
+        drive.step(outcome)
+    (order,) = drive.pending
+    first, second = drive.work(order), drive.work(order)
+    assert first is not None
+    assert second is not None
+    assert len(ordered(drive.step(first), SendRequest)) == 2
+    for late in (first, second):
+        assert drive.step(late).facts == []
+    decline(drive, "a")
+    decline(drive, "b")
+    drive.tick(100)
+    drive.settle()
+    assert drive.step(first).facts == []
+    assert [fact.requests[0].number for fact in drive.recorded(RequestsIssued)] == [1, 2]
+
+
+def test_after_a_restart_everything_without_an_outcome_is_ordered_again() -> None:
+    drive = started(("a", "b", "c"), cohort=3)
+    drive.say("b", Accept(job="job", request=1))
+    drive.update("c")
+    before = drive.pending[:]
+    turn = drive.restart()
+    assert drive.pending == before
+    assert [effect.device for effect in ordered(turn, SendRequest)] == ["a"], "b has it durably"
+
+
+def test_a_timer_is_due_at_the_next_deadline_and_no_more_once_it_was_ticked() -> None:
+    drive = started(("a", "b"), cohort=2, min_reports=2)
+    jobs = list(drive.state.jobs.values())
+    assert next_deadline_run_s(jobs, drive.run_s) == 100
+    drive.tick(100)
+    assert drive.recorded(RoundExtended) != []
+    assert next_deadline_run_s(jobs, drive.run_s) == 200
+    drive.update("a")
+    drive.tick(100)
+    assert next_deadline_run_s(jobs, drive.run_s) is None, "its verdict comes before the next decision"
+
+
+def test_a_job_that_waits_for_devices_needs_no_timer_once_its_patience_is_over() -> None:
+    drive = started(())
+    jobs = list(drive.state.jobs.values())
+    assert next_deadline_run_s(jobs, drive.run_s) == 100
+    drive.tick(100)
+    assert next_deadline_run_s(jobs, drive.run_s) is None
