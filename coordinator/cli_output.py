@@ -23,6 +23,11 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
+def print_lines(*lines: str) -> None:
+    """For people."""
+    print(*lines, sep="\n")
+
+
 def print_error(text: str) -> None:
     """One line."""
     print(f"fedbus-coordinator: {' '.join(text.split())}", file=sys.stderr)

@@ -27,6 +27,7 @@ from schemas import chunks, enrolment, envelope, topics
 from schemas.envelope import Envelope, open_envelope
 from schemas.errors import (
     Malformed,
+    Orphan,
     Replayed,
     TooOld,
     UnknownSender,
@@ -198,7 +199,7 @@ class Intake:
                 len(delivery.payload),
             )
         )
-        if isinstance(error, Replayed | TooOld):
+        if isinstance(error, Replayed | TooOld | Orphan):
             log.debug("message not taken", claimed=claimed, code=error.code, cause=str(error))
             return
         log.warning("message not taken", claimed=claimed, code=error.code, cause=str(error))

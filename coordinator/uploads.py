@@ -17,7 +17,7 @@ from coordinator.state import ENDED_JOB, RequestState
 from coordinator.store import Store
 from schemas.chunks import Chunk, bitmap
 from schemas.envelope import Envelope, chunk_digests
-from schemas.errors import LayoutMismatch, Malformed, WireError
+from schemas.errors import LayoutMismatch, Orphan, WireError
 from schemas.events import Bitmap, Grant
 from schemas.limits import CHUNK_OVERHEAD_BYTES, RESEND_FIRST_S
 
@@ -119,12 +119,12 @@ class Uploads:
 
     async def chunk(self, chunk: Chunk) -> Awaitable[None] | None:
         """Spool one chunk; done when it is written. With the last one, what is returned is to be awaited:
-        it makes the whole durable. Raises `Malformed` for a chunk of no transfer."""
+        it makes the whole durable. Raises `Orphan` for a chunk of no transfer."""
         upload = self._uploads.get(chunk.transfer)
         if upload is None:
             if chunk.transfer in self._busy:
                 return None  # a second copy of the last chunk
-            raise Malformed("a chunk of no transfer that was offered")
+            raise Orphan("a chunk of no transfer that was offered, or of one that is complete")
         await self._ports.offload.run(upload.spool.accept, chunk.index, chunk.sealed)
         self.credits.arrived(chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
         self._grant()

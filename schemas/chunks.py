@@ -15,12 +15,15 @@ HEAD: Final = struct.Struct(">4s16sI")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
+    """A chunk as it came, bound to nothing yet."""
+
     transfer: bytes
     index: int
     sealed: memoryview
 
 
 def pack_chunk(transfer: bytes, index: int, sealed: bytes | memoryview) -> bytes:
+    """The message that carries a sealed chunk; ``transfer`` has 16 bytes."""
     return HEAD.pack(MAGIC, transfer, index) + sealed
 
 
@@ -45,4 +48,5 @@ def bitmap(have: set[int]) -> bytes:
 
 
 def from_bitmap(have: bytes, count: int) -> set[int]:
+    """The indices below ``count`` that a bitmap names; bits beyond are ignored."""
     return {index for index in range(min(count, 8 * len(have))) if have[index // 8] >> (index % 8) & 1}

@@ -147,6 +147,7 @@ def open_join(data: bytes, enrolment: BoxKey) -> tuple[Join, bytes, bytes]:
 
 
 def seal_welcome(welcome: Welcome, box: bytes, online: SigningKey) -> bytes:
+    """The welcome as it travels: signed by the online key, sealed to the join's X25519 key."""
     return WELCOME_MAGIC + seal_bytes(sign_struct(Kind.WELCOME, online, welcome), box)
 
 

@@ -75,6 +75,8 @@ class Order(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What is signed."""
+
     clear: Clear
     seal: Seal
     order: Order
@@ -147,6 +149,7 @@ class Content:
 
 
 def chunk_count(content_bytes: int, chunk_bytes: int) -> int:
+    """How many chunks a content has: the quotient, rounded up."""
     return -(-content_bytes // chunk_bytes)
 
 

@@ -80,5 +80,11 @@ class LayoutMismatch(WireError):
     code = "layout"
 
 
+class Orphan(WireError):
+    """A chunk of a transfer that nobody waits for (any more)."""
+
+    code = "orphan"
+
+
 class JobRefused(ValueError):
     """A job specification that cannot work. The text names the field, the value and what is allowed."""

@@ -69,6 +69,8 @@ class DeviceStatus(Event, frozen=True, tag="device-status"):
 
 
 class RequestRef(msgspec.Struct, frozen=True, array_like=True):
+    """Names one training request to the device that speaks or is spoken to."""
+
     job: Name
     request: Number
 

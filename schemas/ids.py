@@ -29,6 +29,7 @@ def checked_name(name: str, what: str) -> str:
 
 
 def device_id(name: str) -> DeviceId:
+    """``name`` as a device's; ValueError saying why it cannot be one."""
     if name == COORDINATOR:
         raise ValueError(f"device {name!r}: this name is the coordinator's own; choose another")
     return DeviceId(checked_name(name, "device"))

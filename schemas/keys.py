@@ -53,6 +53,7 @@ class SigningKey:
 
     @classmethod
     def from_seed(cls, seed: bytes) -> SigningKey:
+        """Raises `KeyRefused` unless ``seed`` has 32 bytes."""
         public, secret = bindings.crypto_sign_seed_keypair(checked_key(seed, "signing seed"))
         return cls(seed, public, secret)
 

@@ -41,6 +41,7 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def items(self) -> int:
+        """Number of coordinates; 1 for a scalar."""
         count = 1
         for size in self.shape:
             count *= size
@@ -134,10 +135,12 @@ def model_key(job_key: bytes, job: str, epoch: int, model: bytes, chunk_bytes: i
 
 
 def sign_manifest(manifest: Manifest, key: SigningKey) -> bytes:
+    """The blob that `open_manifest` reads."""
     return sign_struct(Kind.MANIFEST, key, manifest)
 
 
 def sign_layout(layout: Layout, key: SigningKey) -> bytes:
+    """The blob that `open_layout` reads."""
     return sign_struct(Kind.MANIFEST, key, layout)
 
 

@@ -12,10 +12,12 @@ ROOT = "fedbus"
 
 
 def up(federation: FederationId, device: DeviceId) -> str:
+    """Where a device speaks."""
     return f"{ROOT}/{federation.hex()}/up/{device}"
 
 
 def down(federation: FederationId, device: DeviceId) -> str:
+    """Where a device listens."""
     return f"{ROOT}/{federation.hex()}/down/{device}"
 
 

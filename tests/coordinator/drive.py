@@ -6,6 +6,7 @@ must equal the first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TypeVar
@@ -80,17 +81,20 @@ def digest(text: str) -> bytes:
     return sha256(text.encode()).digest()
 
 
-def through_the_log(moment: Moment, input_: AnyInput, facts: list[AnyFact]) -> Turned:
-    """A turn as a restart reads it."""
-    recorded: Turned
+def logged(moment: Moment, input_: AnyInput, facts: list[AnyFact]) -> bytes:
+    """A turn as the log keeps it."""
     if isinstance(input_, DeviceSaid | UpdateCompleted):
         message = Message(device=input_.device, header=b"header", signature=bytes(64), body=b"body")
-        recorded = Turned(at=moment, behaviour=BEHAVIOUR, input=message, facts=facts)
-    else:
-        recorded = Turned(at=moment, behaviour=BEHAVIOUR, input=input_, facts=facts)
-    entry = decode_entry(encode_entry(recorded))
+        return encode_entry(Turned(at=moment, behaviour=BEHAVIOUR, input=message, facts=facts))
+    return encode_entry(Turned(at=moment, behaviour=BEHAVIOUR, input=input_, facts=facts))
+
+
+def recover_entry(state: State, data: bytes) -> None:
+    """Bring ``state`` up to date by one entry of the log."""
+    entry = decode_entry(data)
     assert isinstance(entry, Turned)
-    return entry
+    for fact in entry.facts:
+        apply(state, fact, entry.at.run_s)
 
 
 @dataclass(slots=True)
@@ -101,20 +105,23 @@ class Drive:
     recovered: State = field(default_factory=State)
     run_s: float = 0.0
     wall_s: float = WALL_S
+    log: list[bytes] = field(default_factory=list)
     facts: list[AnyFact] = field(default_factory=list)
     pending: list[Work] = field(default_factory=list)
     seqs: dict[str, int] = field(default_factory=dict)
+    on_turn: Callable[[Turn], None] | None = None
     made: int = 0  # whatever must be fresh is named by it
 
     def step(self, input_: AnyInput) -> Turn:
         moment = Moment(self.run_s, self.wall_s)
         turn = step(self.state, moment, input_)
-        entry = through_the_log(moment, input_, turn.facts)
-        for fact in entry.facts:
-            apply(self.recovered, fact, entry.at.run_s)
+        self.log.append(logged(moment, input_, turn.facts))
+        recover_entry(self.recovered, self.log[-1])
         assert self.recovered == self.state
         self.facts += turn.facts
         self.pending += [effect for effect in turn.effects if isinstance(effect, Work)]
+        if self.on_turn:
+            self.on_turn(turn)
         return turn
 
     def fresh(self, what: str) -> str:

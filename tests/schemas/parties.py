@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
+from typing import Any
+
+import msgspec
 
 from schemas.envelope import Envelope, Opened, Order, Sealed, new_clear, open_envelope, parse, seal, sign
 from schemas.events import Accept, encode_event
@@ -70,6 +74,12 @@ def sealed_accept() -> Sealed:
 
 def signed_accept() -> Envelope:
     return sign(sealed_accept(), DEVICE, ORDER)
+
+
+def with_clear(**changes: Any) -> Envelope:
+    """The device's message with another clear part, signed by the device itself."""
+    sealed = sealed_accept()
+    return sign(replace(sealed, clear=msgspec.structs.replace(sealed.clear, **changes)), DEVICE, ORDER)
 
 
 def received(data: bytes, sender: bytes, reader: BoxKey = COORDINATOR_BOX) -> Opened:

@@ -181,7 +181,7 @@ def test_a_join_changed_in_any_field_is_another_join(field: str) -> None:
 
 def test_an_oversized_join_is_refused() -> None:
     big = JOIN_MAGIC + seal_bytes(bytes(JOIN_BYTES_MAX), ENROLMENT_BOX.public)
-    with pytest.raises(Malformed):
+    with pytest.raises(Malformed, match="size"):
         open_join(big, ENROLMENT_BOX)
 
 

@@ -1,0 +1,304 @@
+"""Whatever happens, in whatever order: the log tells the whole state, and the promises hold.
+
+`Drive` compares the state with the one recovered from the log after every step; the machine adds devices,
+operators and a shell that answer late, twice, in any order, or not at all.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from coordinator import facts as f
+from coordinator.effects import SendReceipt
+from coordinator.inputs import AnyInput, Checked
+from coordinator.state import ENDED_JOB, OPEN_REQUEST, DeviceState, RequestState, State
+from coordinator.turn import CommandRefused, Turn
+from schemas.events import Accept, Decline, StateRequest
+from schemas.ids import key_id
+from schemas.limits import OPEN_UPDATES_MAX
+from tests.coordinator.drive import Drive, job_spec, ordered, recover_entry, status
+
+DEVICES = st.sampled_from(["a", "b", "c", "d"])
+JOBS = st.sampled_from(["one", "two"])
+PICK = st.integers(0, 2**16)
+Id = tuple[str, str, int]  # job, device, request
+SMALL = st.integers(1, 3)
+HONEST = ("x", "y", "z")
+PROBLEMS = st.sampled_from(["", "", "", "finite: NaN"])
+REASONS = st.sampled_from(["busy", "policy"])
+
+
+class Federation(RuleBasedStateMachine):
+    """Rules are what may happen; `watch` is told every turn and knows what must never be in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drive = Drive(on_turn=self.watch)
+        self.tokens: list[tuple[bytes, str, float]] = []
+        self.keys: list[tuple[str, bytes]] = []  # every request's device and key id
+        self.outcomes: list[AnyInput] = []
+        self.lives: dict[str, int] = {}  # how often each device was revoked
+        self.asked_in: dict[Id, int] = {}  # the life in which a device was asked
+        self.received: dict[Id, bytes] = {}
+        self.must_not_fold: set[Id] = set()
+        self.folded: dict[Id, int] = {}  # → round
+        self.judged: set[Id] = set()
+        self.open_round: dict[str, int] = {}
+        self.numbers: dict[tuple[str, str], int] = {}
+        self.epochs: dict[tuple[str, str], int] = {}  # newest key epoch that a device knows
+        self.spoilt: dict[str, int] = {}  # newest key epoch that a revoked device knows
+        self.versions: dict[str, int] = {}
+
+    # What must hold of every turn.
+
+    def watch(self, turn: Turn) -> None:
+        for fact in turn.facts:
+            match fact:
+                case f.UpdateReceived():
+                    self.saw_received(fact)
+                case f.UpdateJudged():
+                    self.saw_judged(fact)
+                case f.RequestsIssued():
+                    self.saw_issued(fact)
+                case f.RoundOpened():
+                    assert fact.job not in self.open_round, "one open round per job"
+                    assert fact.round == self.versions[fact.job] + 1
+                    self.open_round[fact.job] = fact.round
+                case f.RoundClosed():
+                    self.enough(fact.job, fact.round)
+                case f.VersionCommitted():
+                    assert fact.version == fact.round == self.versions.get(fact.job, -1) + 1, "one chain"
+                    self.versions[fact.job] = fact.version
+                    if fact.round:
+                        self.enough(fact.job, fact.round)
+                        assert self.open_round.pop(fact.job) == fact.round
+                case f.JobEnded():
+                    self.open_round.pop(fact.job, None)
+                case f.DeviceRevoked():
+                    self.lives[fact.device] = self.lives.get(fact.device, 0) + 1
+                    for (job, device), epoch in self.epochs.items():
+                        if device == fact.device:
+                            self.spoilt[job] = max(self.spoilt.get(job, 0), epoch)
+                case _:
+                    pass
+        for receipt in ordered(turn, SendReceipt):
+            assert receipt.digest == self.received[receipt.job, receipt.device, receipt.request]
+
+    def saw_received(self, fact: f.UpdateReceived) -> None:
+        id_ = (fact.job, fact.device, fact.request)
+        assert id_ not in self.received, "received once"
+        self.received[id_] = fact.digest
+        device = self.drive.state.devices[fact.device]
+        if device.state is not DeviceState.ACTIVE or self.lives.get(fact.device, 0) != self.asked_in[id_]:
+            self.must_not_fold.add(id_)
+
+    def saw_judged(self, fact: f.UpdateJudged) -> None:
+        id_ = (fact.job, fact.device, fact.request)
+        assert id_ in self.received, "what was never durable has no verdict"
+        if fact.folded:
+            assert id_ not in self.judged, "folded once, and never after another verdict"
+            assert id_ not in self.must_not_fold
+            self.folded[id_] = self.drive.state.jobs[fact.job].requests[id_[1:]].round
+        elif id_ in self.judged:
+            assert self.drive.state.jobs[fact.job].state in ENDED_JOB, "a verdict stands while its job runs"
+            del self.folded[id_]
+        self.judged.add(id_)
+
+    def saw_issued(self, fact: f.RequestsIssued) -> None:
+        assert self.open_round[fact.job] == fact.round
+        for issued in fact.requests:
+            at = (fact.job, issued.device)
+            assert issued.number > self.numbers.get(at, 0), "numbers grow"
+            assert fact.epoch > self.spoilt.get(fact.job, 0), "no revoked device knows this key"
+            assert fact.epoch >= self.epochs.get(at, 0), "devices refuse lower epochs"
+            assert (issued.device, key_id(issued.key)) not in self.keys, "every request has its own key"
+            self.numbers[at], self.epochs[at] = issued.number, fact.epoch
+            self.keys.append((issued.device, key_id(issued.key)))
+            self.asked_in[fact.job, issued.device, issued.number] = self.lives.get(issued.device, 0)
+
+    def enough(self, job: str, round_: int) -> None:
+        folded = [id_ for id_, at in self.folded.items() if id_[0] == job and at == round_]
+        assert len(folded) >= self.drive.state.jobs[job].spec.min_reports
+
+    # What may happen: operators and time.
+
+    @initialize(members=st.integers(0, 4), reports=SMALL)
+    def begin(self, members: int, reports: int) -> None:
+        self.drive.enrol(*"abcd"[:members])
+        self.submit("one", rounds=2, cohort=reports, reports=reports, more=1.5)
+
+    @rule(device=DEVICES, valid_s=st.sampled_from([10.0, 1000.0]))
+    def invite(self, device: str, valid_s: float) -> None:
+        try:
+            token = self.drive.invite(device, valid_s=valid_s)
+        except CommandRefused:
+            assert self.drive.state.devices[device].state is not DeviceState.REVOKED
+            return
+        self.tokens.append((token, device, self.drive.wall_s + valid_s))
+
+    @rule(device=DEVICES)
+    def revoke(self, device: str) -> None:
+        if device not in self.drive.state.devices:
+            return
+        self.drive.revoke(device)
+
+    @rule(job=JOBS, rounds=SMALL, cohort=SMALL, reports=SMALL, more=st.sampled_from([1.0, 1.5]))
+    def submit(self, job: str, rounds: int, cohort: int, reports: int, more: float) -> None:
+        if job in self.drive.state.jobs:
+            return
+        reports = min(reports, cohort)
+        self.drive.submit(
+            job_spec(job, rounds=rounds, cohort=cohort, min_reports=reports, over_selection=more)
+        )
+
+    @rule(job=JOBS, really=st.integers(0, 4))
+    def cancel(self, job: str, really: int) -> None:
+        found = self.drive.state.jobs.get(job)
+        if found and found.state not in ENDED_JOB and really == 0:
+            self.drive.cancel(job)
+
+    @rule(
+        after_s=st.sampled_from([0.0, 1.0, 99.0, 100.0, 250.0]),
+        wall_s=st.sampled_from([0.0, 20.0, -86_400.0]),
+    )
+    def tick(self, after_s: float, wall_s: float) -> None:
+        self.drive.wall_s += wall_s
+        self.drive.tick(after_s)
+
+    @rule(lost=st.booleans())
+    def restart(self, *, lost: bool) -> None:
+        if lost:
+            self.outcomes.clear()
+        self.drive.restart()
+
+    # Devices.
+
+    @precondition(lambda self: self.tokens)
+    @rule(pick=PICK, keys=st.sampled_from(["", "", "thief"]), device=DEVICES, own=st.integers(0, 5))
+    def join(self, pick: int, keys: str, device: str, own: int) -> None:
+        token, invited, expires = self.tokens[pick % len(self.tokens)]
+        device = invited if own else device
+        life = self.lives.get(device, 0)
+        turn = self.drive.join(token, device, keys=keys or f"{device} {life}")
+        if turn.facts:
+            assert device == invited
+            assert self.drive.wall_s <= expires
+
+    @rule(device=DEVICES)
+    def prove(self, device: str) -> None:
+        if device not in self.drive.state.devices:
+            return
+        self.drive.prove(device)
+
+    @rule(device=DEVICES, able=st.booleans(), agent=st.sampled_from(["1", "2"]))
+    def say_status(self, device: str, agent: str, *, able: bool) -> None:
+        if device not in self.drive.state.devices:
+            return
+        self.drive.say(device, status(*([] if able else ["other"]), agent=agent))
+
+    @rule(device=DEVICES, number=st.integers(1, 3), job=JOBS, reason=REASONS, accept=st.booleans())
+    def reply(self, device: str, number: int, job: str, reason: str, *, accept: bool) -> None:
+        if device not in self.drive.state.devices:
+            return
+        event = Accept(job=job, request=number)
+        declined = Decline(job=job, request=number, reason=reason, text="")
+        self.drive.say(device, event if accept else declined)
+
+    @rule(device=DEVICES)
+    def ask_state(self, device: str) -> None:
+        if device not in self.drive.state.devices:
+            return
+        self.drive.say(device, StateRequest(requests=[], key_set=1))
+
+    @precondition(lambda self: self.keys)
+    @rule(pick=PICK, other=st.integers(0, 3), foreign=st.integers(0, 9), by=DEVICES)
+    def update(self, pick: int, other: int, foreign: int, by: str) -> None:
+        device, key = self.keys[-1 - pick % len(self.keys)]
+        sender = device if foreign else by
+        if sender not in self.drive.state.devices:
+            return
+        self.drive.complete(sender, key, f"{key.hex()} {max(0, other - 2)}")
+
+    # The shell.
+
+    @precondition(lambda self: self.drive.pending)
+    @rule(pick=PICK, again=st.integers(0, 4), problem=PROBLEMS)
+    def work(self, pick: int, again: int, problem: str) -> None:
+        """Do some ordered work, perhaps not for the last time; its outcome is on its way."""
+        at = pick % len(self.drive.pending) if pick % 3 == 0 else 0
+        order = self.drive.pending[at] if again == 0 else self.drive.pending.pop(at)
+        outcome = self.drive.work(order)
+        if isinstance(outcome, Checked):
+            outcome = Checked(
+                job=outcome.job, device=outcome.device, request=outcome.request, problem=problem, samples=1
+            )
+        if outcome is not None:
+            self.outcomes.append(outcome)
+
+    @precondition(lambda self: self.outcomes)
+    @rule(pick=PICK, again=st.integers(0, 4))
+    def deliver(self, pick: int, again: int) -> None:
+        at = pick % len(self.outcomes) if pick % 3 == 0 else 0
+        self.drive.step(self.outcomes[at] if again == 0 else self.outcomes.pop(at))
+
+    # What must hold at all times.
+
+    @invariant()
+    def open_requests_are_bounded(self) -> None:
+        state = self.drive.state
+        for job in state.jobs.values():
+            open_ = [request for request in job.requests.values() if request.state in OPEN_REQUEST]
+            assert len({request.device for request in open_}) == len(open_), "one open request per device"
+            assert not open_ or job.id in self.open_round
+            for device in job.newest:
+                assert sum(at[0] == device for at in job.requests) <= OPEN_UPDATES_MAX
+        assert len(state.by_update_key) == sum(len(job.requests) for job in state.jobs.values())
+
+    @invariant()
+    def what_waits_for_a_verdict_is_in_an_open_round(self) -> None:
+        for job in self.drive.state.jobs.values():
+            waiting = [r for r in job.requests.values() if r.state is RequestState.RECEIVED]
+            assert not waiting or (job.round and not job.round.closed)
+            assert job.round is None or all(request in job.round.order for request in waiting)
+        assert all(id_ in self.judged or self.waits(id_) for id_ in self.received)
+
+    def waits(self, id_: Id) -> bool:
+        return self.drive.state.jobs[id_[0]].requests[id_[1:]].state is RequestState.RECEIVED
+
+    # In the end.
+
+    def teardown(self) -> None:
+        recovered = State()
+        for entry in self.drive.log:
+            recover_entry(recovered, entry)
+        assert recovered == self.drive.state
+        self.drive.restart()
+        self.settle()
+        assert set(self.received) == self.judged, "every receipted update has a verdict"
+        self.drive.enrol(*HONEST)
+        for _ in range(12):
+            self.settle()
+            self.answer_all()
+            self.drive.tick(250)
+        open_jobs = [job.id for job in self.drive.state.jobs.values() if job.state not in ENDED_JOB]
+        assert open_jobs == [], "with three willing devices every job comes to its end"
+
+    def settle(self) -> None:
+        while self.drive.pending or self.outcomes:
+            if self.drive.pending:
+                outcome = self.drive.work(self.drive.pending.pop(0))
+                self.outcomes += [outcome] if outcome else []
+            if self.outcomes:
+                self.drive.step(self.outcomes.pop(0))
+
+    def answer_all(self) -> None:
+        for job in self.drive.state.jobs.values():
+            for device in self.drive.asked(job.id):
+                self.drive.update(device, job.id)
+        self.settle()
+
+
+TestFederation = Federation.TestCase
+TestFederation.settings = settings(max_examples=60, stateful_step_count=60)

@@ -1,0 +1,422 @@
+"""The resident against a scripted coordinator, on a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from itertools import pairwise
+
+import pytest
+
+from broker.memory import MemoryBroker
+from edge_agent.app import RevokedHere
+from edge_agent.ledger import RequestState
+from schemas import events as e
+from schemas import work
+from tests.edge_agent.federation import JOB
+from tests.edge_agent.party import (
+    CONFIG,
+    HERE,
+    LARGE,
+    SMALL,
+    Coordinator,
+    Party,
+    eventually,
+    settled,
+    state,
+    tiny_model,
+)
+from tests.sim.machine import SimProcess
+from tests.sim.virtual_loop import run
+
+
+@pytest.mark.parametrize("count", [SMALL, LARGE])
+def test_an_accepted_request_is_trained_offered_and_forgotten_at_its_receipt(count: int) -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            model = tiny_model(party.federation, count=count)
+            await coordinator.request(model)
+            await settled(party, RequestState.RECEIPTED)
+            update, content = coordinator.update()
+            assert content == bytes(reversed(model.content))
+            assert (update.base, update.samples) == (model.manifest.model, 7)
+            assert coordinator.heard(e.Accept) == [e.Accept(job=JOB, request=1)]
+            assert party.names("outbox") == party.names("requests") == []
+            assert len(party.worker.orders) == 1
+
+    run(play)
+
+
+def test_after_each_connection_the_device_says_who_it_is_and_what_it_holds() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            await coordinator.request(tiny_model(party.federation))
+            await settled(party, RequestState.MADE)
+            party.broker.disconnect(party.identity.device)
+            party.broker.restore(party.identity.device)
+            await coordinator.until(lambda: len(coordinator.heard(e.StateRequest)) == 2)
+            status = coordinator.heard(e.DeviceStatus)[-1]
+            assert isinstance(status, e.DeviceStatus)
+            assert (status.tasks, status.samples) == (["vision"], {"vision": 7})
+            assert coordinator.heard(e.StateRequest)[-1] == e.StateRequest(
+                requests=[e.RequestRef(JOB, 1)], key_set=1
+            )
+
+    run(play)
+
+
+def test_the_state_is_asked_for_until_the_answer_comes_with_growing_and_capped_waits() -> None:
+    def at_least(coordinator: Coordinator, count: int) -> bool:
+        return len(coordinator.heard(e.StateRequest)) >= count
+
+    async def play() -> list[float]:
+        party = Party()
+        times: list[float] = []
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.answers_state = False
+            for count in range(1, 12):
+                await coordinator.until(partial(at_least, coordinator, count))
+                times.append(asyncio.get_running_loop().time())
+            await coordinator.send(e.StateReply(requests=[], closed=[]))
+            await asyncio.sleep(3_600)
+            assert len(coordinator.heard(e.StateRequest)) == 11
+        return times
+
+    waits = [later - earlier for earlier, later in pairwise(run(play))]
+    assert waits == sorted(waits)
+    assert (waits[0], waits[-1]) == (2.0, 60.0)
+
+
+def test_a_replayed_request_and_one_sent_again_are_not_trained_again() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            model = tiny_model(party.federation)
+            payload = await coordinator.request(model)
+            await settled(party, RequestState.RECEIPTED)
+            await coordinator.send_raw(payload)
+            await coordinator.request(model)
+            await asyncio.sleep(1_000)
+        async with party.coordinator() as coordinator, party.device():
+            await coordinator.send_raw(payload)
+            await coordinator.request(model)
+            await asyncio.sleep(1_000)
+        assert len(party.worker.orders) == 1
+
+    run(play)
+
+
+def test_a_request_that_comes_again_while_its_update_waits_is_answered_with_the_same_update() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            model = tiny_model(party.federation)
+            await coordinator.request(model)
+            await coordinator.until(lambda: len(coordinator.offers) == 3)
+            offered = len(coordinator.offers)
+            await coordinator.request(model)
+            async with asyncio.timeout(1):
+                await coordinator.until(lambda: len(coordinator.offers) > offered)
+            assert len(coordinator.digests()) == 1
+            assert len(party.worker.orders) == 1
+
+    run(play)
+
+
+def test_without_a_receipt_the_same_ciphertext_is_offered_again_with_capped_back_off() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            await coordinator.request(tiny_model(party.federation))
+            await asyncio.sleep(3_600)
+            assert 55 < len(coordinator.offers) < 70
+            assert len(coordinator.digests()) == 1
+            assert len({offer.order for offer in coordinator.offers}) == len(coordinator.offers)
+            await coordinator.receipt()
+            await settled(party, RequestState.RECEIPTED)
+
+    run(play)
+
+
+def test_a_broken_connection_resumes_pull_and_upload_where_they_were() -> None:
+    async def play() -> None:
+        party = Party()
+        async with asyncio.TaskGroup() as group:
+            breaking = group.create_task(breaks(party.broker, party.identity.device), name="breaks")
+            async with party.coordinator() as coordinator, party.device():
+                model = tiny_model(party.federation, count=LARGE)
+                await coordinator.request(model)
+                await settled(party, RequestState.RECEIPTED)
+                assert coordinator.update()[1] == bytes(reversed(model.content))
+                assert len(party.worker.orders) == 1
+            breaking.cancel()
+
+    async def breaks(broker: MemoryBroker, device: str) -> None:
+        while True:
+            for _ in range(7):
+                await asyncio.sleep(0)
+            broker.disconnect(device)
+            await asyncio.sleep(1)
+            broker.restore(device)
+
+    run(play)
+
+
+def test_chunks_that_are_here_are_not_pulled_again_after_a_restart() -> None:
+    async def play() -> None:
+        party = Party()
+        model = tiny_model(party.federation, count=LARGE)
+        async with party.coordinator() as coordinator:
+            async with party.device():
+                await coordinator.request(model)
+                await coordinator.until(lambda: len(coordinator.heard(e.ChunkPull)) == 2)
+            before = len(coordinator.heard(e.ChunkPull))
+            async with party.device():
+                await settled(party, RequestState.RECEIPTED)
+            first = [i for p in coordinator.heard(e.ChunkPull)[:before] for i in pulled(p)]
+            later = [i for p in coordinator.heard(e.ChunkPull)[before:] for i in pulled(p)]
+            assert 0 < len(later) < len(model.sealed)
+            assert set(first) | set(later) == set(range(len(model.sealed)))
+
+    run(play)
+
+
+def pulled(event: e.FromDevice) -> list[int]:
+    assert isinstance(event, e.ChunkPull)
+    return event.chunks
+
+
+def test_a_receipt_of_another_update_under_this_id_ends_it_too() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            await coordinator.request(tiny_model(party.federation))
+            await coordinator.until(lambda: coordinator.offers)
+            await coordinator.receipt(digest=bytes(32))
+            await settled(party, RequestState.RECEIPTED)
+            assert party.names("outbox") == []
+
+    run(play)
+
+
+def test_below_the_coordinators_window_the_same_ciphertext_is_signed_under_a_later_number() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            await coordinator.request(tiny_model(party.federation))
+            await coordinator.until(lambda: coordinator.offers)
+            offer = coordinator.offers[-1]
+            await coordinator.send(e.Stale(high=100_000, transfer=offer.transfer))
+            await coordinator.until(lambda: len(coordinator.offers) == 2)
+            assert coordinator.offers[-1].order.seq > 100_000
+            assert coordinator.offers[-1].body == offer.body
+
+    run(play)
+
+
+def test_an_update_whose_request_was_closed_long_ago_is_dropped() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            await coordinator.request(tiny_model(party.federation))
+            await coordinator.until(lambda: coordinator.offers)
+            transfer = coordinator.offers[-1].transfer
+            await coordinator.send(e.Refusal(code="other", text="no reason to stop", transfer=transfer))
+            await coordinator.send(e.Refusal(code="closed", text="too late", transfer=transfer))
+            await settled(party, RequestState.CLOSED)
+            assert party.names("outbox") == []
+
+    run(play)
+
+
+async def training(party: Party, coordinator: Coordinator) -> None:
+    """Until a worker trains, that never ends."""
+    party.worker.answer = lambda order: None
+    await coordinator.request(tiny_model(party.federation))
+    await eventually(lambda: party.worker.orders)
+
+
+def alive(party: Party) -> int:
+    children = [child for child in party.machine.spawn.children if isinstance(child, SimProcess)]
+    return sum(child._status is None for child in children)
+
+
+def test_a_request_that_the_coordinator_closed_is_not_trained_on() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            await training(party, coordinator)
+            await coordinator.send(e.StateReply(requests=[], closed=[e.RequestRef(JOB, 1)]))
+            await settled(party, RequestState.CLOSED)
+            assert alive(party) == 0
+            party.worker.answer = None
+            await coordinator.request(tiny_model(party.federation), number=2)
+            await settled(party, RequestState.RECEIPTED, number=2)
+
+    run(play)
+
+
+def test_a_finished_job_leaves_neither_requests_nor_models_but_its_updates_are_still_sent() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            await coordinator.request(tiny_model(party.federation))
+            await settled(party, RequestState.MADE)
+            party.worker.answer = lambda order: None
+            await coordinator.request(tiny_model(party.federation), number=2)
+            await asyncio.sleep(10)
+            await coordinator.send(e.JobFinished(job=JOB, state="cancelled", version=1))
+            await settled(party, None, number=2)
+            assert (alive(party), party.names("models"), party.names("requests")) == (0, [], [])
+            offered = len(coordinator.offers)
+            await coordinator.until(lambda: len(coordinator.offers) > offered)
+            await coordinator.receipt()
+            await settled(party, None)
+            assert party.names("outbox") == []
+
+    run(play)
+
+
+def test_a_revoked_device_stops_keeps_its_keys_and_stays_stopped() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, asyncio.TaskGroup() as group:
+            running = group.create_task(until_revoked(party), name="agent")
+            await training(party, coordinator)
+            await coordinator.send(e.Revoked(reason="sold"))
+            await running
+        assert (alive(party), party.names("models")) == (0, [])
+        assert party.machine.files.exists(HERE / "identity")
+        await until_revoked(party)
+
+    async def until_revoked(party: Party) -> None:
+        with pytest.raises(RevokedHere, match=r"press-07.*revoked.*sold.*new token"):
+            await party.agent().run()
+
+    run(play)
+
+
+def test_a_worker_that_trains_too_long_is_killed_and_the_request_declined() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            await training(party, coordinator)
+            await coordinator.until(lambda: coordinator.heard(e.Decline))
+            assert declined(coordinator).reason == "time"
+            assert state(party) is RequestState.DECLINED
+            assert alive(party) == 0
+
+    run(play)
+
+
+def declined(coordinator: Coordinator) -> e.Decline:
+    (decline,) = coordinator.heard(e.Decline)
+    assert isinstance(decline, e.Decline)
+    return decline
+
+
+def test_a_problem_of_the_worker_is_told_and_told_again_but_not_tried_again() -> None:
+    async def play() -> None:
+        party = Party()
+        party.worker.answer = lambda order: work.problem("data", "the file is empty")
+        async with party.coordinator() as coordinator, party.device():
+            model = tiny_model(party.federation)
+            await coordinator.request(model)
+            await settled(party, RequestState.DECLINED)
+            await coordinator.until(lambda: coordinator.heard(e.Decline))
+            assert declined(coordinator) == e.Decline(
+                job=JOB, request=1, reason="data", text="the file is empty"
+            )
+            await coordinator.request(model)
+            await coordinator.until(lambda: len(coordinator.heard(e.Decline)) == 2)
+            assert coordinator.said[-1] == declined_first(coordinator)
+            assert len(party.worker.orders) == 1
+            assert party.names("outbox") == []
+
+    run(play)
+
+
+def declined_first(coordinator: Coordinator) -> e.FromDevice:
+    return coordinator.heard(e.Decline)[0]
+
+
+def test_a_damaged_model_is_pulled_anew_the_next_time() -> None:
+    async def play() -> None:
+        party = Party()
+        party.worker.answer = lambda order: work.problem("base", "does not open")
+        async with party.coordinator() as coordinator, party.device():
+            await coordinator.request(tiny_model(party.federation))
+            await settled(party, RequestState.DECLINED)
+            assert party.names("models") == []
+            party.worker.answer = None
+            await coordinator.request(tiny_model(party.federation), number=2)
+            await settled(party, RequestState.RECEIPTED, number=2)
+
+    run(play)
+
+
+def test_an_idle_worker_goes_away_and_a_busy_one_is_kept() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            for number in (1, 2):
+                await coordinator.request(tiny_model(party.federation, version=number), number=number)
+                await settled(party, RequestState.RECEIPTED, number=number)
+                await asyncio.sleep(CONFIG.worker_idle_s / 2)
+            assert len(party.machine.spawn.children) == alive(party) == 1
+            await asyncio.sleep(CONFIG.worker_idle_s)
+            assert alive(party) == 0
+
+    run(play)
+
+
+def test_requests_are_trained_one_at_a_time_and_the_oldest_first() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator:
+            for job in ("job-c", "job-a", "job-b"):
+                await coordinator.request(tiny_model(party.federation, job=job))
+            async with party.device():
+                for job in ("job-a", "job-b", "job-c"):
+                    await settled(party, RequestState.RECEIPTED, job=job)
+        assert [order.manifest.job for order in party.worker.orders] == ["job-c", "job-a", "job-b"]
+        assert len(party.machine.spawn.children) == 1
+
+    run(play)
+
+
+def test_of_a_job_the_two_newest_models_are_kept() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            for number in range(1, 5):
+                await coordinator.request(tiny_model(party.federation, version=number), number=number)
+                await settled(party, RequestState.RECEIPTED, number=number)
+            assert [name.split(".")[:2] for name in party.names("models")] == [[JOB, "3"], [JOB, "4"]]
+
+    run(play)
+
+
+def test_a_stopped_agent_leaves_no_worker_and_goes_on_where_it_was() -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator:
+            async with party.device():
+                await training(party, coordinator)
+            assert alive(party) == 0
+            assert state(party) is RequestState.ACCEPTED
+            party.worker.answer = None
+            async with party.device():
+                await settled(party, RequestState.RECEIPTED)
+        assert len(party.worker.orders) == 2
+
+    run(play)

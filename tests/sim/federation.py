@@ -1,0 +1,317 @@
+"""A whole federation on a virtual clock: the production coordinator and agents, a memory broker between.
+
+Only the worker process is replaced, by one that draws an update and seals it with the production code.
+Faults come from the seed: messages lost, doubled, held back; any party killed or cut from power, between
+any two operations of its disk. `run` plays one seed and returns what the invariants are checked on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from broker.bus import Bus, Credentials
+from broker.faults import Faults, FaultPlan, FaultyBus
+from broker.memory import MemoryBroker, MemoryBus
+from coordinator.access import OwnersAccess
+from coordinator.app import Coordinator
+from coordinator.config import Config as CoordinatorConfig
+from coordinator.config import load_config
+from coordinator.keystore import load_identity
+from coordinator.setup import init
+from coordinator.state import ENDED_JOB
+from coordinator.turn import CommandRefused
+from edge_agent.app import Agent
+from edge_agent.config import Config, Policy
+from edge_agent.enrol import enrol, prepare
+from edge_agent.ledger import RequestState, read_ledger
+from edge_agent.sealer import open_model, seal_update
+from schemas import topics, work
+from schemas.enrolment import Token, token_from_text
+from schemas.events import Update, Vector
+from schemas.ids import COORDINATOR
+from schemas.models import DELTA
+from tests.sim import virtual_loop
+from tests.sim.machine import SimEntropy, SimMachine, SimProcess, SimSpawn
+from tests.standin import TASK, maker, spec
+
+DEVICES = 5
+ROUNDS = 4
+FAULTS_END_S = 1_500.0  # virtual; from then on everything must come to its end
+PATIENCE_S = 40_000.0
+DATA = "/data.npz"
+
+
+@dataclass
+class Party:
+    """One machine and the program on it, started again whenever it dies, as systemd would."""
+
+    name: str
+    machine: SimMachine
+    program: Callable[[], Awaitable[None]]
+    rng: random.Random
+    crash_chance: float  # per operation of the disk
+    crashes: Counter[str] = field(default_factory=Counter)
+    died: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def arm(self) -> None:
+        self.machine.files.on_change = self._disk
+
+    def disarm(self) -> None:
+        self.crash_chance = 0.0
+
+    def _disk(self, what: str, path: Path) -> None:
+        if self.rng.random() < self.crash_chance:
+            self.crashes[what] += 1
+            self.machine.halt()
+            self.died.set()
+            raise OSError(f"{self.name} died at {what} of {path.name}")
+
+    async def live(self) -> None:
+        """Run the program for ever; after each death, with what the disk kept."""
+        while True:
+            self.died.clear()
+            life = asyncio.ensure_future(self.program())  # noqa: TID251 - awaited to its end below
+            death = asyncio.ensure_future(self.died.wait())  # noqa: TID251 - likewise
+            try:
+                await asyncio.wait([life, death], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (life, death):
+                    task.cancel()
+                await asyncio.wait([life, death])
+            failure = None if life.cancelled() else life.exception()
+            if failure is not None and not self.died.is_set():
+                raise failure  # the program failed by itself: that is a defect
+            await asyncio.sleep(self.rng.uniform(0.0, 20.0))
+            if self.rng.random() < 0.5:
+                self.machine.restart()
+            else:
+                self.machine.crash(self.rng)
+
+
+class SlowProcess(SimProcess):
+    """Takes a drawn time for each answer."""
+
+    def __init__(self, answer: Callable[[bytes], bytes | None], rng: random.Random) -> None:
+        super().__init__(answer)
+        self._rng = rng
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.sleep(self._rng.lognormvariate(1.0, 1.0))
+        await super().write(data)
+
+
+@dataclass
+class Outcome:
+    """What is left after a run: the machines with their disks, and what happened on the way."""
+
+    coordinator: SimMachine
+    directory: Path
+    devices: dict[str, SimMachine]
+    crashes: Counter[str]
+    receipted: dict[str, set[tuple[str, int]]]  # by device: what its ledger saw receipted, at any time
+    virtual_s: float
+
+
+class World:
+    """One seed's federation."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.count = self.rng.choice((50, 20_000))  # inline, or five chunks
+        self.broker = MemoryBroker()
+        self.home = Path("/fedbus")
+        self.plan = FaultPlan(
+            Faults(drop=0.08, duplicate=0.08, hold=0.1, hold_s_max=5.0),
+            Faults(drop=0.04, duplicate=0.04, hold=0.05, hold_s_max=2.0),
+        )
+        self.calm = FaultPlan()
+        self.quiet = False
+        spawn = SimSpawn(lambda argv, env: SimProcess(maker(self.center.ports, self.count)))
+        self.center = SimMachine(spawn=spawn, entropy=SimEntropy(seed))
+        self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(DEVICES)}
+        self.receipted: dict[str, set[tuple[str, int]]] = {name: set() for name in self.devices}
+        self.serving: Coordinator | None = None
+
+    def _device_machine(self, seed: int, index: int) -> SimMachine:
+        draw = random.Random(f"{seed}:{index}")
+        spawn = SimSpawn(lambda argv, env: SlowProcess(self._trainer(machine, draw), draw))
+        machine = SimMachine(spawn=spawn, entropy=SimEntropy(seed * 1_000 + index + 1))
+        machine.files.make_dir(Path("/"))
+        data = machine.files.open(Path(DATA), create=True)
+        data.append(b"data")
+        data.sync()
+        data.close()
+        machine.files.sync_dir(Path("/"))
+        return machine
+
+    def _trainer(self, machine: SimMachine, draw: random.Random) -> Callable[[bytes], bytes | None]:
+        def answer(data: bytes) -> bytes | None:
+            order = work.decode_order(data[work.FRAME.size :])
+            assert isinstance(order, work.Train)
+            open_model(machine.files, order)
+            delta = np.full(self.count, draw.gauss(0.0, 1.0), "<f4")
+            update = Update(
+                job=order.manifest.job,
+                request=order.request,
+                base=order.manifest.model,
+                vectors=[Vector(DELTA, self.count)],
+                samples=draw.randint(1, 100),
+                steps=1,
+                train_s=0.0,
+                metrics={},
+                evaluation={},
+                content=sha256(delta.tobytes()).digest(),
+            )
+            sealed = seal_update(machine.ports, order, update, memoryview(delta.tobytes()))
+            return work.encode(
+                work.Trained(
+                    clear=sealed.clear,
+                    seal=sealed.seal,
+                    samples=update.samples,
+                    steps=1,
+                    train_s=0.0,
+                    metrics={},
+                    evaluation={},
+                )
+            )
+
+        return answer
+
+    def bus(self, name: str, topic: str) -> Bus:
+        inner = MemoryBus(self.broker, Credentials(name), [topic])
+        plan = self.calm if self.quiet else self.plan
+        return FaultyBus(inner, random.Random(self.rng.random()), plan)
+
+    async def serve(self) -> None:
+        ports = self.center.ports
+        identity = load_identity(ports.files, self.home)
+        bus = self.bus(COORDINATOR, topics.all_up(identity.federation))
+        config = load_config(ports.files, self.home, {})
+        self.serving = Coordinator(self.home, config, identity, ports, bus, OwnersAccess())
+        try:
+            await self.serving.run(listen=False)
+        finally:
+            self.serving = None
+
+    def device_program(self, name: str, token: Token) -> Callable[[], Awaitable[None]]:
+        machine, directory = self.devices[name], Path("/agent")
+        config = Config(policy=Policy(tasks=[TASK]), data={TASK: DATA}, worker_idle_s=30.0)
+
+        async def program() -> None:
+            ports = machine.ports
+            identity = prepare(ports, directory, token)
+            if not identity.active:
+                topic = topics.down(token.federation, identity.device)
+                identity = await enrol(ports, directory, identity, self.bus(name, topic))
+            agent_bus = self.bus(name, identity.down_topic)
+            agent = Agent(directory, config, ports, agent_bus, identity, installed=lambda: [TASK])
+            async with asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(self._note_receipts(name))
+                await agent.run()
+                watch.cancel()
+
+        return program
+
+    async def _note_receipts(self, name: str) -> None:
+        files = self.devices[name].files
+        while True:
+            await asyncio.sleep(1.0)
+            with suppress(OSError):  # it may have died this moment
+                for record in read_ledger(files, Path("/agent")).requests:
+                    if record.state is RequestState.RECEIPTED:
+                        self.receipted[name].add(record.key)
+
+
+async def _play(world: World, seed: int) -> Outcome:
+    loop = asyncio.get_running_loop()
+    init(world.center.ports, world.home, CoordinatorConfig(broker="memory:sim"))
+    chance = 0.004
+    parties = [Party("coordinator", world.center, world.serve, random.Random(f"{seed}:c"), chance)]
+    async with asyncio.TaskGroup() as tasks:
+        lives = [tasks.create_task(parties[0].live(), name="coordinator")]
+        tokens = {
+            name: token_from_text(await _command(world, "invite", device=name)) for name in world.devices
+        }
+        for name, token in tokens.items():
+            program = world.device_program(name, token)
+            rng = random.Random(f"{seed}:{name}")
+            parties.append(Party(name, world.devices[name], program, rng, chance))
+            lives.append(tasks.create_task(parties[-1].live(), name=name))
+        await _command(world, "submit", spec=_job())
+        for party in parties:
+            party.arm()
+        async with asyncio.timeout(PATIENCE_S):
+            while loop.time() < FAULTS_END_S and not _done(world):
+                await asyncio.sleep(1.0)
+            world.quiet = True
+            for party in parties:
+                party.disarm()
+                party.machine.halt()  # the last death: from here on without faults
+                party.died.set()
+            while not _settled(world):
+                await asyncio.sleep(1.0)
+        virtual_s = loop.time()
+        for life in lives:
+            life.cancel()
+    crashes: Counter[str] = Counter()
+    for party in parties:
+        crashes[party.name.rstrip("0123456789")] += party.crashes.total()
+    return Outcome(world.center, world.home, world.devices, crashes, world.receipted, virtual_s)
+
+
+def _job() -> dict[str, object]:
+    return spec(rounds=ROUNDS, cohort=3, min_reports=2, over_selection=1.3, deadline_s=120.0)
+
+
+async def _command(world: World, op: str, **fields: object) -> str:
+    """As an operator does: again, if the coordinator was not there."""
+    while True:
+        await asyncio.sleep(1.0)
+        if world.serving is not None:
+            try:
+                answer = await world.serving.commands.handle({"op": op} | fields)
+            except CommandRefused:
+                continue
+            return str(answer.get("token", ""))
+
+
+def _done(world: World) -> bool:
+    if world.serving is None:
+        return False
+    jobs = world.serving.ledger.state.jobs.values()
+    return bool(jobs) and all(job.state in ENDED_JOB for job in jobs)
+
+
+def _settled(world: World) -> bool:
+    """The job is over, and no device holds an update without a receipt."""
+    held = (RequestState.ACCEPTED, RequestState.MADE)
+    try:
+        ledgers = [read_ledger(machine.files, Path("/agent")) for machine in world.devices.values()]
+    except OSError:
+        return False  # one is about to be started
+    return _done(world) and not any(record.state in held for ledger in ledgers for record in ledger.requests)
+
+
+def run(seed: int) -> Outcome:
+    """Play ``seed`` to its end. Raises on a defect, a deadlock, or when it does not come to an end."""
+    with ExitStack() as patches:
+        # Small chunks, so that small models come in several.
+        patches.enter_context(mock.patch("coordinator.dispatch.CHUNK_BYTES_DEFAULT", 16 * 1024))
+        patches.enter_context(mock.patch("coordinator.store.CHUNK_BYTES_DEFAULT", 16 * 1024))
+        world: list[World] = []
+
+        async def play() -> Outcome:
+            world.append(World(seed))
+            return await _play(world[0], seed)
+
+        return virtual_loop.run(play, max_virtual_s=2 * PATIENCE_S)
