@@ -4,11 +4,11 @@ It is amqtt in a daemon of its own on 127.0.0.1, which outlives the program that
 kill -9) and is found again. MQTT 3.1.1 over plain TCP, named users only.
 
 What it does *not* promise, and what the receipts above the bus make good: sessions and queues live in
-memory, so a killed broker forgets them; messages in flight when a connection breaks are lost; it has no
-window (the client's holds instead) and stops waiting for an acknowledgement after 5 s, which only matters
-if the connection breaks then; of more than 65,535 messages queued for one offline session, those beyond
-are lost; a denied publish is acknowledged and thrown away. It queues without limit, so the application
-bounds its bytes in flight. Not for networks: no TLS, and it does not notice half-open connections.
+memory, so a killed broker forgets them; messages in flight when a connection breaks are lost, and a queue
+is in flight as a whole once its reader is back; it has no window (the client's holds instead) and waits 5 s
+for an acknowledgement; beyond 65,535 messages queued for an offline session it loses some; a denied publish
+is acknowledged and thrown away. It queues without limit: the application bounds its bytes in flight.
+Not for networks: no TLS, and it does not notice half-open connections.
 
 By hand: ``python -P -m broker.embedded --port 1883 --users users.json``.
 """

@@ -77,6 +77,7 @@ class Users:
         self._users: dict[str, dict[str, Any]] = {}
 
     def admits(self, client_id: str | None, username: str | None, password: str | None) -> bool:
+        """Whether this is a user's password, and a client id that belongs to the user."""
         user = self._current().get(username or "")
         if user is None or username is None or password is None or _owner(client_id) != username:
             return False
@@ -108,8 +109,12 @@ def _owner(client_id: str | None) -> str:
 
 
 class Login(BaseAuthPlugin):  # type: ignore[misc]  # amqtt has no types
+    """amqtt's question who may log in."""
+
     @dataclass
     class Config:
+        """What amqtt passes on from the configuration: the path of the users file."""
+
         users: str = ""
 
     def __init__(self, context: BaseContext) -> None:
@@ -121,8 +126,12 @@ class Login(BaseAuthPlugin):  # type: ignore[misc]  # amqtt has no types
 
 
 class Topics(BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
+    """amqtt's question who may publish, subscribe and receive where."""
+
     @dataclass
     class Config:
+        """What amqtt passes on from the configuration: the path of the users file."""
+
         users: str = ""
 
     def __init__(self, context: BaseContext) -> None:
@@ -132,6 +141,7 @@ class Topics(BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
     async def topic_filtering(
         self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None
     ) -> bool | None:
+        """Receiving follows the rules for subscribing, so a removed user receives nothing more."""
         if session is None or topic is None:
             return False
         return self._users.allows(

@@ -35,6 +35,8 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
+    """What happens to what we send and to what arrives; by default nothing."""
+
     sending: Faults = field(default_factory=Faults)
     receiving: Faults = field(default_factory=Faults)
 

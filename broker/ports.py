@@ -115,7 +115,9 @@ class Process(Protocol):
 
 
 class Spawn(Protocol):
-    async def start(self, argv: Sequence[str], *, env: Mapping[str, str], stderr: Path | None = None) -> Process:
+    async def start(
+        self, argv: Sequence[str], *, env: Mapping[str, str], stderr: Path | None = None
+    ) -> Process:
         """Start a program with pipes; its standard error goes to the file ``stderr`` (appended) or ours."""
 
 

@@ -86,6 +86,7 @@ class Inbox:
         return True
 
     def flush_acks(self) -> None:
+        """Acknowledge from the oldest on, as far as the reader has: brokers want the order of receipt."""
         while self._link is not None and self._unacked and self._unacked[0].acked:
             tag = self._unacked.popleft().tag
             if tag is not None:

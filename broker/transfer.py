@@ -137,16 +137,16 @@ class Credits:
 
     bytes_max: int = GRANT_BYTES_MAX
     lease_s: float = RESEND_CAP_S
-    lines: dict[bytes, Line] = field(default_factory=dict)
+    lines: dict[tuple[str, bytes], Line] = field(default_factory=dict)
 
     def offer(
         self, owner: str, transfer: bytes, missing: Sequence[int], chunk_bytes: int, now_s: float
     ) -> None:
         """A device has chunks to send. Offering again (after a break) renews its grants."""
-        self.lines[transfer] = Line(owner, transfer, chunk_bytes, list(missing), heard_s=now_s)
+        self.lines[owner, transfer] = Line(owner, transfer, chunk_bytes, list(missing), heard_s=now_s)
 
-    def arrived(self, transfer: bytes, index: int, now_s: float) -> None:
-        line = self.lines.get(transfer)
+    def arrived(self, owner: str, transfer: bytes, index: int, now_s: float) -> None:
+        line = self.lines.get((owner, transfer))
         if line is None:
             return
         line.granted.discard(index)
@@ -154,10 +154,7 @@ class Credits:
         if index in line.missing:
             line.missing.remove(index)
         if not line.missing:
-            del self.lines[transfer]
-
-    def forget(self, transfer: bytes) -> None:
-        self.lines.pop(transfer, None)
+            del self.lines[owner, transfer]
 
     def expire(self, now_s: float) -> None:
         for line in self.lines.values():

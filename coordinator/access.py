@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +19,12 @@ log = structlog.get_logger()
 
 
 class Access(Protocol):
-    """The broker's users, as far as this coordinator may change them. Blocking."""
+    """The broker's users, as far as this coordinator may change them."""
 
-    def admit(self, device: DeviceId, password: str) -> None:
-        """Let a device log in with this password."""
+    async def admit(self, device: DeviceId, password: str) -> None:
+        """Let a device log in with this password. Durable on return. Raises OSError."""
 
-    def shut_out(self, device: DeviceId) -> None:
+    async def shut_out(self, device: DeviceId) -> None:
         """Take a device's access away."""
 
 
@@ -34,8 +35,17 @@ class EmbeddedAccess:
         self._ports = ports
         self._path: Path = broker.users_path
         self._federation = federation
+        self._turn = asyncio.Lock()  # the users file wants one writer at a time
 
-    def admit(self, device: DeviceId, password: str) -> None:
+    async def admit(self, device: DeviceId, password: str) -> None:
+        async with self._turn:
+            await self._ports.offload.run(self._admit, device, password)
+
+    async def shut_out(self, device: DeviceId) -> None:
+        async with self._turn:
+            await self._ports.offload.run(embedded.remove_user, self._ports.files, self._path, device)
+
+    def _admit(self, device: DeviceId, password: str) -> None:
         embedded.write_user(
             self._ports.files,
             self._path,
@@ -47,6 +57,7 @@ class EmbeddedAccess:
         )
 
     def admit_coordinator(self, password: str) -> None:
+        """At the beginning, when nobody else writes. Blocking."""
         embedded.write_user(
             self._ports.files,
             self._path,
@@ -57,15 +68,12 @@ class EmbeddedAccess:
             entropy=self._ports.entropy,
         )
 
-    def shut_out(self, device: DeviceId) -> None:
-        embedded.remove_user(self._ports.files, self._path, device)
-
 
 class OwnersAccess:
     """A broker that somebody else administers: users are made there, by hand or by its owner's tools."""
 
-    def admit(self, device: DeviceId, password: str) -> None:
+    async def admit(self, device: DeviceId, password: str) -> None:
         log.info("the broker's administrator must know this device", device=device)
 
-    def shut_out(self, device: DeviceId) -> None:
+    async def shut_out(self, device: DeviceId) -> None:
         log.warning("remove the revoked device's user at the broker, too", device=device)

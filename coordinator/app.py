@@ -100,7 +100,7 @@ class Coordinator:
             case Fold() | Commit() | Prepare() | MakeInitial():
                 self._works.order(effect)
             case ShutOut():
-                await self._ports.offload.run(self._access.shut_out, DeviceId(effect.device))
+                await self._access.shut_out(DeviceId(effect.device))
             case _:
                 self._dispatch.perform(effect, mark)
 

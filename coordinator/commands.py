@@ -106,7 +106,7 @@ class Commands:
                 expires_wall_s=expires_wall_s,
             )
         )
-        await self._ports.offload.run(self._access.admit, device, token.password)
+        await self._access.admit(device, token.password)
         return {"device": device, "token": token_to_text(token), "expires_wall_s": expires_wall_s}
 
     async def _submit_job(self, document: object, parameters: str) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from typing import Any
 
 import msgspec
 
+from broker.bus import BusError
+from broker.journal import JournalError
+
 SOCKET = "control.sock"
 LINE_BYTES_MAX = 4 << 20
 PATH_BYTES_MAX = 100  # of a Unix socket's name (108 on Linux, with the end and a margin)
@@ -70,6 +73,8 @@ async def _reply(line: bytes, handle: Handle) -> bytes:
         return msgspec.json.encode({"ok": await handle(command)})
     except CommandFailed as error:
         return msgspec.json.encode({"error": str(error)})
+    except (OSError, BusError, JournalError) as error:
+        return msgspec.json.encode({"error": f"the coordinator could not do that: {error}"})
     except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
         return msgspec.json.encode({"error": f"not a command: {error!r}"})
 

@@ -107,7 +107,7 @@ async def _run(ports: Ports, directory: Path, settings: Settings, *, as_json: bo
     begun_before = ports.files.exists(directory / FILE)
     progress: Progress = PlainProgress()
     if sys.stderr.isatty() and not as_json:
-        progress = LiveProgress(demo_run.device_name(settings.devices))
+        progress = LiveProgress([demo_run.device_name(n + 1) for n in range(settings.devices)])
     with progress:
         if begun_before:
             progress.tell(f"going on with the demo in {directory}")

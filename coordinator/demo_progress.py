@@ -60,13 +60,13 @@ class PlainProgress:
 class LiveProgress:
     """A table that is drawn anew, with the lines above it."""
 
-    def __init__(self, slow_device: str) -> None:
+    def __init__(self, devices: Sequence[str]) -> None:
+        """``devices`` are shown in this order; the last is the slow one."""
         from rich.console import Console
         from rich.live import Live
 
-        self._slow_device = slow_device
-        console = Console(stderr=True)
-        self._live = Live(console=console, refresh_per_second=8, transient=True)
+        self._devices = devices
+        self._live = Live(console=Console(stderr=True), refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -81,21 +81,23 @@ class LiveProgress:
         self._live.console.print(line, highlight=False)
 
     def show(self, job: View, rounds: Sequence[View]) -> None:
-        self._live.update(self._table(job, rounds))
+        self._live.update(self._picture(job, rounds))
 
-    def _table(self, job: View, rounds: Sequence[View]) -> RenderableType:
+    def _picture(self, job: View, rounds: Sequence[View]) -> RenderableType:
+        from rich.console import Group
         from rich.table import Table
 
         done = job["rounds_done"]
         cells = round(BAR_CELLS * done / job["rounds"])
-        title = f"round {done}/{job['rounds']} [green]{'━' * cells}[/][dim]{'━' * (BAR_CELLS - cells)}[/]"
-        last = _in_words(rounds[-1]) if rounds else ""
-        table = Table("device", "update", title=title, title_justify="left", caption=last)
-        for request in job.get("open_round", {}).get("requests", []):
-            device = request["device"]
-            name = f"{device} [dim](slow)[/]" if device == self._slow_device else device
-            table.add_row(name, _coloured(request["state"]))
-        return table
+        bar = f"[green]{'━' * cells}[/][dim]{'━' * (BAR_CELLS - cells)}[/]"
+        requests = job.get("open_round", {}).get("requests", [])
+        states = {request["device"]: request["state"] for request in requests}
+        table = Table("device", "update", min_width=BAR_CELLS)
+        for device in self._devices:
+            slow = " [dim](slow)[/]" if device == self._devices[-1] else ""
+            table.add_row(device + slow, _coloured(states.get(device, "")))
+        last = f"round {rounds[-1]['round']}: {_in_words(rounds[-1])}" if rounds else ""
+        return Group(f"round {done}/{job['rounds']}  {bar}", table, last)
 
 
 def _in_words(done: View) -> str:

@@ -20,6 +20,7 @@ Document = dict[str, Any]
 CURVES = "curves.png"
 MODEL = "model.safetensors"
 MANIFEST = "manifest"
+NAMES_APART = 0.06  # accuracy: the height of a line of text in the picture
 
 
 def print_result(result: Document, directory: Path, job: str) -> None:
@@ -78,20 +79,28 @@ def curves(federated: Sequence[float], local_only: Sequence[float], centralised:
     figure, axes = plt.subplots(figsize=(8, 4.8), dpi=150, layout="constrained")
     rounds = len(federated) - 1
     axes.plot(
-        range(rounds + 1), federated, color="#1f6f8b", linewidth=2.2, marker="o", markersize=4, zorder=3
+        range(rounds + 1),
+        federated,
+        color="#1f6f8b",
+        linewidth=2.2,
+        marker="o",
+        markersize=4,
+        zorder=3,
+        clip_on=False,
     )
     lines = [
         (federated[-1], "#1f6f8b", "federated"),
         (centralised, "#3a3a3a", "centralised"),
-        (mean(local_only), "#c0562f", "local only,\nmean of devices"),
+        (mean(local_only), "#c0562f", "local only, mean"),
     ]
     for height, colour, _ in lines[1:]:
         axes.axhline(height, color=colour, linewidth=1.6, linestyle=(0, (5, 3)))
     for own in local_only:
         axes.plot([0, rounds], [own, own], color="#c0562f", linewidth=0.7, alpha=0.35)
     _name_at_the_right(axes, rounds, lines)
-    axes.set(xlim=(0, rounds), ylim=(0, 1.03), xlabel="round", ylabel="accuracy on the test set")
-    axes.set_title("Handwritten digits: one model, no device's data left it", loc="left", fontsize=11)
+    axes.set(xlim=(0, rounds), ylim=(0, 1.04), xlabel="round", ylabel="accuracy on the test set")
+    title = f"Handwritten digits: one model from {len(local_only)} devices whose data stayed there"
+    axes.set_title(title, loc="left", fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -103,10 +112,14 @@ def curves(federated: Sequence[float], local_only: Sequence[float], centralised:
 
 def _name_at_the_right(axes: Axes, rounds: int, lines: list[tuple[float, str, str]]) -> None:
     """Names beside the ends of the lines, apart from each other even where the lines meet."""
-    below = 2.0
-    for height, colour, name in sorted(lines, reverse=True):
-        at = min(height, below - 0.085)
-        below = at - 0.05 * name.count("\n")
+    named = sorted(lines, reverse=True)
+    places = [height for height, _, _ in named]
+    for upper in range(len(places) - 1):
+        lack = NAMES_APART - (places[upper] - places[upper + 1])
+        if lack > 0:
+            places[upper] += lack / 2
+            places[upper + 1] -= lack / 2
+    for at, (height, colour, name) in zip(places, named, strict=True):
         axes.annotate(
             f"{height:.3f}  {name}",
             (rounds, at),

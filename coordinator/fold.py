@@ -51,6 +51,15 @@ def stored(envelope: Envelope) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
+def stored_name(recipient: bytes, digest: bytes) -> str:
+    """The body's name of the update ``digest`` that was sealed to the key id ``recipient``.
+
+    With the recipient, whose key is one device's for one request: otherwise another device could send the
+    same bytes under its own signature first, and spoil them for the one that they are of.
+    """
+    return sha256(recipient + digest).hexdigest()
+
+
 def read_envelope(file: File) -> tuple[Envelope, int]:
     """The envelope at the start of a stored update, and where its chunks begin.
 
@@ -181,7 +190,7 @@ class Looked:
 
 def look(folder: Folder, bodies: Bodies, digest: bytes, expected: Expected) -> Looked:
     """Open and check the stored update ``digest``; it stays in the folder's buffer. Blocking."""
-    file = bodies.open(digest.hex())
+    file = bodies.open(stored_name(expected.key.id, digest))
     try:
         update = folder.read(file, expected)
     except Unfit as error:

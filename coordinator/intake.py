@@ -16,7 +16,7 @@ from broker.ports import Ports
 from coordinator.dead_letters import DeadLetter, DeadLetters
 from coordinator.dispatch import Dispatch
 from coordinator.entries import Message
-from coordinator.fold import stored
+from coordinator.fold import stored, stored_name
 from coordinator.inputs import DeviceSaid, JoinAsked, UpdateCompleted
 from coordinator.keystore import Identity
 from coordinator.ledger import Ledger
@@ -26,6 +26,7 @@ from coordinator.uploads import Uploads
 from schemas import chunks, enrolment, envelope, topics
 from schemas.envelope import Envelope, open_envelope
 from schemas.errors import (
+    Forged,
     Malformed,
     Orphan,
     Replayed,
@@ -96,9 +97,14 @@ class Intake:
         if len(data) > MESSAGE_BYTES_MAX:
             raise Malformed(f"a message of {len(data)} bytes")
         if data.startswith(chunks.MAGIC):
-            return await self.uploads.chunk(chunks.parse_chunk(data))
+            device = topics.up_device(delivery.topic, self._identity.federation)
+            return await self.uploads.chunk(device, chunks.parse_chunk(data))
         if data.startswith(enrolment.JOIN_MAGIC):
             join, by_token, packed = enrolment.open_join(data, self._identity.enrolment)
+            if (join.root, join.federation) != (self._identity.root, self._identity.federation):
+                raise WrongRecipient("the join is for another federation")
+            if join.device != topics.up_device(delivery.topic, self._identity.federation):
+                raise Forged("the join came on another device's topic")
             challenge = self._ports.entropy.random_bytes(32)
             asked = JoinAsked(join=join, packed=packed, by_token=by_token, challenge=challenge)
             return self._ledger.submit(asked)
@@ -164,7 +170,7 @@ class Intake:
     async def _keep(self, device: str, received: Envelope) -> None:
         """Make an update that came whole durable, then hand it on."""
         async with self._writes:
-            name = received.digest.hex()
+            name = stored_name(received.clear.recipient, received.digest)
             await self._ports.offload.run(self._bodies.put, name, [stored(received)])
             await self._ports.offload.run(self._bodies.sync)
             await self.completed(device, received)

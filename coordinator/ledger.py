@@ -13,7 +13,7 @@ from coordinator import receipts
 from coordinator.core import BEHAVIOUR, step
 from coordinator.effects import Effect
 from coordinator.entries import Message, Sent, Turned, decode_entry, encode_entry
-from coordinator.inputs import AnyInput, DeviceSaid, Moment, Ticked, UpdateCompleted
+from coordinator.inputs import AnyInput, DeviceSaid, Moment, Started, Ticked, UpdateCompleted
 from coordinator.state import Request, State, apply
 from coordinator.turn import Turn
 
@@ -70,6 +70,8 @@ class Ledger:
         """
         moment = self.now()
         turn = step(self.state, moment, input_)
+        if not turn.facts and not isinstance(input_, Ticked | Started):
+            return self._answer(turn)  # nothing was decided: a join that was refused, an outcome told twice
         if isinstance(input_, (DeviceSaid, UpdateCompleted)):
             if message is None:
                 raise ValueError("a device's message is recorded as it came")
@@ -84,9 +86,13 @@ class Ledger:
         """Answer for an update that was received before. Behind all earlier decisions, so never too soon."""
         turn = Turn(self.state, self.now())
         receipts.answer(turn, job, request)
+        self._answer(turn)
+
+    def _answer(self, turn: Turn) -> asyncio.Future[Mark]:
         known: asyncio.Future[Mark] = asyncio.get_running_loop().create_future()
         known.set_result(Mark(self.journal.count, self.journal.head))
         self._decided.put_nowait((known, turn.effects))
+        return known
 
     def tick(self) -> asyncio.Future[Mark]:
         """Time passed: what is due falls due, and the log keeps the time."""

@@ -10,6 +10,7 @@ from coordinator.state import ENDED_JOB, OPEN_REQUEST, DeviceState, Request, Req
 from coordinator.turn import Turn
 from schemas.events import Accept, Decline, Refusal, RequestRef, StateReply, StateRequest, Verdict
 from schemas.ids import transfer_id
+from schemas.limits import TEXT_CHARS_MAX
 
 
 def received(turn: Turn, update: UpdateCompleted) -> None:
@@ -79,6 +80,7 @@ def judge(turn: Turn, checked: Checked) -> None:
         problem = f"norm: {checked.norm:.6g} exceeds the job's update_norm_max {job.spec.update_norm_max:g}"
     if not problem and checked.samples > job.spec.samples_max:
         problem = f"samples: {checked.samples} exceed the job's samples_max {job.spec.samples_max}"
+    problem = problem[:TEXT_CHARS_MAX]
     turn.record(
         f.UpdateJudged(
             job=job.id,

@@ -17,7 +17,7 @@ from broker.journal import Journal
 from broker.ports import Ports
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import UpdateJudged, VersionCommitted
-from coordinator.fold import Expected, Folder, look, read_envelope
+from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
 from coordinator.keystore import Identity, KeyStore, load_identity
 from coordinator.ledger import FOLDER
 from coordinator.state import Job, Request, RequestState, State, apply
@@ -147,7 +147,7 @@ class Refold:
         return ""
 
     def _signed_by(self, request: Request) -> Envelope:
-        file = self._bodies.open(request.digest.hex())
+        file = self._bodies.open(stored_name(key_id(request.key), request.digest))
         try:
             return read_envelope(file)[0]
         finally:

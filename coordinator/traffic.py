@@ -9,6 +9,7 @@ from broker.bodies import Bodies
 from broker.journal import Journal
 from broker.ports import Files
 from coordinator.entries import Message, Sent, decode_entry
+from coordinator.fold import stored_name
 from coordinator.keystore import Identity
 from coordinator.store import Store
 from schemas.chunks import HEAD
@@ -49,8 +50,9 @@ def count_traffic(
                 up_bytes += PREFIX.size + len(message.header) + SIGNATURE_BYTES + len(message.body)
                 down_bytes += _pulled_bytes(message, identity, manifests)
             else:
-                digest = unpack(message.header, Header).seal.body
-                up_bytes += bodies.size(digest.hex()) - LENGTH.size
+                header = unpack(message.header, Header)
+                name = stored_name(header.clear.recipient, header.seal.body)
+                up_bytes += bodies.size(name) - LENGTH.size
     return Traffic(up_bytes, down_bytes)
 
 

@@ -11,7 +11,7 @@ from broker.bodies import Bodies
 from broker.ports import Ports
 from broker.transfer import Credits, Spool
 from coordinator.dispatch import Dispatch
-from coordinator.fold import read_envelope, stored
+from coordinator.fold import read_envelope, stored, stored_name
 from coordinator.ledger import Ledger
 from coordinator.state import ENDED_JOB, RequestState
 from coordinator.store import Store
@@ -24,8 +24,13 @@ from schemas.limits import CHUNK_OVERHEAD_BYTES, RESEND_FIRST_S
 SPOOLS_MAX = 1_024  # transfers that have begun and are not complete; bounds open files
 
 
+Key = tuple[str, bytes]  # device, transfer
+
+
 @dataclass(slots=True)
 class Upload:
+    """A transfer that has begun."""
+
     device: str
     envelope: Envelope
     spool: Spool
@@ -51,8 +56,8 @@ class Uploads:
         self._ports = ports
         self._folder = folder
         self._completed = completed
-        self._uploads: dict[bytes, Upload] = {}
-        self._busy: set[bytes] = set()  # being opened or made durable
+        self._uploads: dict[Key, Upload] = {}
+        self._busy: set[Key] = set()  # being opened or made durable
         self.credits = Credits()
 
     def offer(self, device: str, job: str, received: Envelope) -> Awaitable[None] | None:
@@ -66,23 +71,25 @@ class Uploads:
         if clear.content_bytes != expected:
             raise LayoutMismatch(f"an update of {clear.content_bytes} bytes where the layout has {expected}")
         full = len(self._uploads) + len(self._busy) >= SPOOLS_MAX
-        if received.transfer in self._busy or (full and received.transfer not in self._uploads):
+        key = device, received.transfer
+        if key in self._busy or (full and key not in self._uploads):
             return None  # the device offers again, later
         return self._begin(device, received)
 
     async def _begin(self, device: str, received: Envelope) -> None:
         clear = received.clear
-        upload = self._uploads.get(received.transfer)
+        key = device, received.transfer
+        upload = self._uploads.get(key)
         if upload is None:
-            self._busy.add(received.transfer)
+            self._busy.add(key)
             # What an earlier life of this coordinator spooled is hashed again: the file is the truth.
             upload = await self._ports.offload.run(self._open, device, received)
-            self._uploads[received.transfer] = upload
-            self._busy.discard(received.transfer)
+            self._uploads[key] = upload
+            self._busy.discard(key)
         spool, now_s = upload.spool, self._ports.clock.monotonic_s()
         self._dispatch.tell(device, Bitmap(transfer=received.transfer, have=bitmap(spool.have)))
         if spool.complete:
-            await self._finish(received.transfer)
+            await self._finish(key)
         else:
             sealed_bytes = clear.chunk_bytes + CHUNK_OVERHEAD_BYTES
             self.credits.offer(device, received.transfer, spool.missing(), sealed_bytes, now_s)
@@ -90,7 +97,7 @@ class Uploads:
 
     def _open(self, device: str, received: Envelope) -> Upload:
         self._ports.files.make_dir(self._folder)
-        path = self._folder / f"{received.digest.hex()}.part"
+        path = self._folder / f"{stored_name(received.clear.recipient, received.digest)}.part"
         if self._ports.files.exists(path):
             received = self._earlier(path) or received
         spool = Spool(
@@ -117,29 +124,32 @@ class Uploads:
             file.close()
         return earlier
 
-    async def chunk(self, chunk: Chunk) -> Awaitable[None] | None:
+    async def chunk(self, device: str, chunk: Chunk) -> Awaitable[None] | None:
         """Spool one chunk; done when it is written. With the last one, what is returned is to be awaited:
         it makes the whole durable. Raises `Orphan` for a chunk of no transfer."""
-        upload = self._uploads.get(chunk.transfer)
+        key = device, chunk.transfer
+        upload = self._uploads.get(key)
         if upload is None:
-            if chunk.transfer in self._busy:
+            if key in self._busy:
                 return None  # a second copy of the last chunk
             raise Orphan("a chunk of no transfer that was offered, or of one that is complete")
         await self._ports.offload.run(upload.spool.accept, chunk.index, chunk.sealed)
-        self.credits.arrived(chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
+        self.credits.arrived(device, chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
         self._grant()
-        return self._finish(chunk.transfer) if upload.spool.complete else None
+        return self._finish(key) if upload.spool.complete else None
 
-    def _finish(self, transfer: bytes) -> Awaitable[None]:
-        self._busy.add(transfer)
-        return self._keep(transfer, self._uploads.pop(transfer))
+    def _finish(self, key: Key) -> Awaitable[None]:
+        self._busy.add(key)
+        return self._keep(key, self._uploads.pop(key))
 
-    async def _keep(self, transfer: bytes, upload: Upload) -> None:
+    async def _keep(self, key: Key, upload: Upload) -> None:
+        envelope = upload.envelope
+        name = stored_name(envelope.clear.recipient, envelope.digest)
         await self._ports.offload.run(upload.spool.finish)
-        await self._ports.offload.run(self._bodies.adopt, upload.envelope.digest.hex(), upload.spool.path)
+        await self._ports.offload.run(self._bodies.adopt, name, upload.spool.path)
         await self._ports.offload.run(self._bodies.sync)
-        await self._completed(upload.device, upload.envelope)
-        self._busy.discard(transfer)
+        await self._completed(upload.device, envelope)
+        self._busy.discard(key)
 
     def _grant(self) -> None:
         for granted in self.credits.grant(self._ports.clock.monotonic_s()):

@@ -31,7 +31,7 @@ from broker.bodies import Bodies
 from broker.bus import Credentials
 from broker.memory import MemoryBus
 from broker.system import system_ports
-from coordinator.fold import read_envelope, stored
+from coordinator.fold import read_envelope, stored, stored_name
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.state import JobState, RequestState
 from schemas import events as e
@@ -62,7 +62,9 @@ async def make(directory: Path, parameters: int, updates: int) -> None:
             delta = draw.standard_normal(parameters, dtype=np.float32)
             sealed, chunks = device.seal(request, *device.update(request, delta, 10), chunk_bytes=1 << 20)
             envelope = device.mailbox.sign(sealed)
-            with (directory / "spool" / f"{envelope.digest.hex()}.part").open("wb") as spool:
+            with (
+                directory / "spool" / f"{stored_name(envelope.clear.recipient, envelope.digest)}.part"
+            ).open("wb") as spool:
                 spool.writelines([stored(envelope), *chunks[:-1]])
                 os.fsync(spool.fileno())
             last = pack_chunk(envelope.transfer, len(chunks) - 1, chunks[-1])

@@ -139,9 +139,12 @@ class Federation:
 
     def envelope(self, identity: Identity, event: Event) -> bytes:
         """What the coordinator says to a device, under its next number."""
+        return self.envelope_to(identity.box.public, event)
+
+    def envelope_to(self, box: bytes, event: Event) -> bytes:
         self.order += 1
-        clear = new_clear(self.id, self.online.public, identity.box.public)
-        sealed = seal(clear, self.bytes32(), identity.box.public, encode_event(event))
+        clear = new_clear(self.id, self.online.public, box)
+        sealed = seal(clear, self.bytes32(), box, encode_event(event))
         return sign(sealed, self.online, Order(0, self.order)).to_bytes()
 
     def read(self, identity: Identity, payload: bytes) -> FromDevice:

@@ -37,7 +37,7 @@ Answer = Callable[[work.AnyOrder], work.Reply | None]
 
 def tiny_model(federation: Federation, *, count: int = SMALL, job: str = JOB, version: int = 0) -> Model:
     layout = Layout(job=job, tensors=[Tensor("w", [count], "float32", "trained")])
-    return federation.model(layout, random.Random(version).randbytes(4 * count), version=version)
+    return federation.model(layout, random.Random(f"{job} {version}").randbytes(4 * count), version=version)
 
 
 class FakeWorker:
@@ -158,9 +158,9 @@ class Coordinator:
         sealed = self.chunks.get(offer.transfer, {})
         return opened_update(offer, opened, b"".join(sealed[index] for index in sorted(sealed)))
 
-    async def receipt(self, number: int = 1, digest: bytes = b"") -> None:
+    async def receipt(self, job: str = JOB, number: int = 1, digest: bytes = b"") -> None:
         wanted = digest or self.offers[-1].digest
-        await self.send(e.Receipt(job=JOB, request=number, digest=wanted, index=1, head=bytes(32)))
+        await self.send(e.Receipt(job=job, request=number, digest=wanted, index=1, head=bytes(32)))
 
     async def _answer(self, event: e.FromDevice) -> None:
         match event:
@@ -181,12 +181,9 @@ class Coordinator:
                 await self.send(e.Grant(transfer=offer.transfer, chunks=missing[:4]))
         elif self.receipts:
             opened = envelope.open_envelope(offer, UPDATE_KEY, self.federation.id)
-            await self.receipt(self._number(opened))
-
-    def _number(self, opened: envelope.Opened) -> int:
-        event = e.decode_from_device(opened.inner)
-        assert isinstance(event, e.Update)
-        return event.request
+            event = e.decode_from_device(opened.inner)
+            assert isinstance(event, e.Update)
+            await self.receipt(event.job, event.request, offer.digest)
 
 
 class Party:
@@ -210,6 +207,8 @@ class Party:
     @asynccontextmanager
     async def coordinator(self) -> AsyncIterator[Coordinator]:
         coordinator = Coordinator(self.federation, self.identity, self.broker)
+        async with MemoryBus(self.broker, self.identity.credentials(), [self.identity.down_topic]):
+            pass  # from now on the broker queues for the device, as it has since its enrolment
         async with asyncio.TaskGroup() as group:
             running = group.create_task(coordinator.run(), name="coordinator")
             yield coordinator

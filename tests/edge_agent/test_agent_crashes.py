@@ -64,7 +64,7 @@ async def one_life_and_another(count: int, at: int) -> bool:
     return happened
 
 
-@pytest.mark.parametrize(("count", "stride"), [(SMALL, 1), (LARGE, 7)])
+@pytest.mark.parametrize(("count", "stride"), [(SMALL, 1), (LARGE, 3)])
 def test_whenever_the_power_fails_the_update_arrives_once_and_as_it_was_offered(
     count: int, stride: int
 ) -> None:

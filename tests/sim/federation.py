@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -41,8 +42,11 @@ from schemas.events import Update, Vector
 from schemas.ids import COORDINATOR
 from schemas.models import DELTA
 from tests.sim import virtual_loop
-from tests.sim.machine import SimEntropy, SimMachine, SimProcess, SimSpawn
+from tests.sim.machine import SimEntropy, SimMachine, SimOffload, SimProcess, SimSpawn
 from tests.standin import TASK, maker, spec
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DEVICES = 5
 ROUNDS = 4
@@ -98,6 +102,19 @@ class Party:
                 self.machine.crash(self.rng)
 
 
+class SlowOffload(SimOffload):
+    """Takes a drawn time for each call, so that others act, and crashes come, between order and effect."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        await asyncio.sleep(self._rng.expovariate(1 / 0.02))
+        result = function(*args, **kwargs)
+        await asyncio.sleep(self._rng.expovariate(1 / 0.02))
+        return result
+
+
 class SlowProcess(SimProcess):
     """Takes a drawn time for each answer."""
 
@@ -137,7 +154,8 @@ class World:
         self.calm = FaultPlan()
         self.quiet = False
         spawn = SimSpawn(lambda argv, env: SimProcess(maker(self.center.ports, self.count)))
-        self.center = SimMachine(spawn=spawn, entropy=SimEntropy(seed))
+        offload = SlowOffload(random.Random(f"{seed}:offload"))
+        self.center = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed))
         self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(DEVICES)}
         self.receipted: dict[str, set[tuple[str, int]]] = {name: set() for name in self.devices}
         self.serving: Coordinator | None = None
@@ -145,7 +163,8 @@ class World:
     def _device_machine(self, seed: int, index: int) -> SimMachine:
         draw = random.Random(f"{seed}:{index}")
         spawn = SimSpawn(lambda argv, env: SlowProcess(self._trainer(machine, draw), draw))
-        machine = SimMachine(spawn=spawn, entropy=SimEntropy(seed * 1_000 + index + 1))
+        offload = SlowOffload(draw)
+        machine = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed * 1_000 + index + 1))
         machine.files.make_dir(Path("/"))
         data = machine.files.open(Path(DATA), create=True)
         data.append(b"data")
@@ -211,7 +230,7 @@ class World:
             ports = machine.ports
             identity = prepare(ports, directory, token)
             if not identity.active:
-                topic = topics.down(token.federation, identity.device)
+                topic = identity.down_topic
                 identity = await enrol(ports, directory, identity, self.bus(name, topic))
             agent_bus = self.bus(name, identity.down_topic)
             agent = Agent(directory, config, ports, agent_bus, identity, installed=lambda: [TASK])
