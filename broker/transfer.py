@@ -171,7 +171,8 @@ class Credits:
         active = sum(bool(line.granted) for line in self.lines.values())
         grants = []
         for line in self.lines.values():
-            if line.heard_s > now_s or len(line.granted) > GRANT_CHUNKS_MAX // 2:
+            open_ = len(line.granted)
+            if open_ == len(line.missing) or open_ > GRANT_CHUNKS_MAX // 2 or line.heard_s > now_s:
                 continue
             if not line.granted and active >= TRANSFERS_MAX:
                 continue

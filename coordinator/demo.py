@@ -29,6 +29,7 @@ from coordinator.setup import embedded_broker
 
 SETTINGS = "demo.json"
 RESULT = "result.json"
+DATA = "data"
 LOCK = "demo.lock"
 
 
@@ -66,7 +67,7 @@ def _settled(ports: Ports, directory: Path, chosen: dict[str, Any]) -> Settings:
     """The settings of this directory: those of its first run, which later ones must not contradict."""
     path = directory / SETTINGS
     if not ports.files.exists(path):
-        if ports.files.names(directory):
+        if set(ports.files.names(directory)) - {LOCK, DATA}:
             raise UsageFault(f"{directory} is not empty and holds no demo; choose another --dir")
         settings = Settings(**chosen)
         ports.files.make_dir(directory)
@@ -111,13 +112,8 @@ async def _run(ports: Ports, directory: Path, settings: Settings, *, as_json: bo
     with progress:
         if begun_before:
             progress.tell(f"going on with the demo in {directory}")
-        else:
-            broker = settings.broker or "embedded:0"
-            begin(directory, broker, [settings.broker] if settings.broker else [], None)
+        data = await _begun(ports, directory, settings)
         run = demo_run.Run(ports, directory, settings.devices, settings.rounds, settings.seed, progress)
-        data = await ports.offload.run(
-            demo_data.make_digits, directory / "data", settings.devices, settings.alpha, settings.seed
-        )
         progress.tell(
             f"data: {data.samples} samples per device; test set {data.test_digest[:16]}, seen by none"
         )
@@ -136,6 +132,22 @@ async def _run(ports: Ports, directory: Path, settings: Settings, *, as_json: bo
     }
     write_atomic(ports.files, directory / RESULT, json.dumps(result, indent=1).encode() + b"\n", mode=0o644)
     return result
+
+
+async def _begun(ports: Ports, directory: Path, settings: Settings) -> demo_data.DemoData:
+    """The data, and a federation. Raises `UsageFault` for settings with which there is no demo."""
+    try:
+        data = await ports.offload.run(
+            demo_data.make_digits, directory / DATA, settings.devices, settings.alpha, settings.seed
+        )
+        if not ports.files.exists(directory / FILE):
+            broker = settings.broker or "embedded:0"
+            begin(directory, broker, [settings.broker] if settings.broker else [], None)
+    except (demo_data.DemoDataError, UsageFault) as error:
+        # Nothing began: other settings may be tried here.
+        ports.files.remove(directory / SETTINGS)
+        raise UsageFault(str(error)) from error
+    return data
 
 
 async def _stop_broker(ports: Ports, directory: Path) -> None:

@@ -107,5 +107,7 @@ def _in_words(done: View) -> str:
 
 
 def _coloured(state: str) -> str:
+    if not state:
+        return "[dim]–[/]"
     colour = {"issued": "dim", "accepted": "yellow", "received": "cyan", "folded": "green"}.get(state, "red")
     return f"[{colour}]{'training' if state == 'accepted' else state}[/]"

@@ -9,6 +9,7 @@ from coordinator.state import DeviceState, TokenRecord
 from coordinator.turn import CommandRefused, Turn
 from schemas.errors import Forged
 from schemas.events import ChallengeAnswer, Enrolled, Revoked
+from schemas.ids import key_id
 from schemas.keys import Kind, verify
 
 
@@ -74,6 +75,9 @@ def _why_not(turn: Turn, asked: JoinAsked, token: TokenRecord | None) -> str:
     device = turn.state.devices.get(token.device)
     if device and device.state is not DeviceState.REVOKED:
         return f"device {token.device} is enrolled already, with another token; {again}"
+    if owner := turn.state.by_sender.get(key_id(asked.join.signing)):
+        # One key is one sender, once: with a new replay window, its old messages would be taken again.
+        return f"these keys were enrolled before, as device {owner}; enrol from a fresh state directory"
     return ""
 
 

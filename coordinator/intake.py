@@ -171,9 +171,12 @@ class Intake:
         """Make an update that came whole durable, then hand it on."""
         async with self._writes:
             name = stored_name(received.clear.recipient, received.digest)
-            await self._ports.offload.run(self._bodies.put, name, [stored(received)])
-            await self._ports.offload.run(self._bodies.sync)
+            await self._ports.offload.run(self._store_body, name, received)
             await self.completed(device, received)
+
+    def _store_body(self, name: str, received: Envelope) -> None:
+        self._bodies.put(name, [stored(received)])
+        self._bodies.sync()
 
     async def completed(self, device: str, received: Envelope) -> None:
         """All bytes of an update are durable: record it. The window may have moved on since it was read."""

@@ -102,15 +102,17 @@ class KeyStore:
         self._files = files
         self._folder = directory / FOLDER
         self._entropy = entropy
+        self._newest: tuple[Path, dict[str, bytes]] | None = None  # the round that was read last
 
     def make_request_keys(self, job: str, round_: int, devices: tuple[str, ...]) -> list[tuple[str, bytes]]:
         """A fresh X25519 key per device, durable on return: (device, public key) each."""
         path = self._round_path(job, round_)
         self._files.make_dir(path.parent)
-        secrets = self._round(path)
+        secrets = dict(self._round(path))
         keys = [(device, BoxKey.from_secret(self._entropy.random_bytes(32))) for device in devices]
         secrets |= {key.id.hex(): key.secret for _, key in keys}
         write_atomic(self._files, path, pack(secrets))
+        self._newest = None
         return [(device, key.public) for device, key in keys]
 
     def request_key(self, job: str, round_: int, public_key_id: bytes) -> BoxKey | None:
@@ -130,4 +132,8 @@ class KeyStore:
         return self._folder / "requests" / job / f"{round_:06d}.keys"
 
     def _round(self, path: Path) -> dict[str, bytes]:
-        return unpack(self._files.read(path), dict[str, bytes]) if self._files.exists(path) else {}
+        if not self._files.exists(path):
+            return {}
+        if self._newest is None or self._newest[0] != path:
+            self._newest = path, unpack(self._files.read(path), dict[str, bytes])
+        return self._newest[1]

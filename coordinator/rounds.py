@@ -137,8 +137,8 @@ def _prepare(turn: Turn, job: Job, number: int, devices: list[str]) -> None:
 
 
 def _close_or_extend(turn: Turn, job: Job, round_: Round) -> None:
-    if round_.count(RequestState.RECEIVED):
-        return
+    if any(request.state is RequestState.RECEIVED for request in reversed(round_.order)):
+        return  # its verdict comes first
     folded = round_.count(RequestState.FOLDED)
     waiting = round_.count(*OPEN_REQUEST)
     overdue = turn.moment.run_s >= round_.deadline_run_s

@@ -134,7 +134,7 @@ class State:
     tokens: dict[bytes, TokenRecord] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
-    by_sender: dict[bytes, str] = field(default_factory=dict)  # key id → device
+    by_sender: dict[bytes, str] = field(default_factory=dict)  # id of every key that ever joined → device
     by_update_key: dict[bytes, tuple[str, str, int]] = field(default_factory=dict)  # → job, device, number
 
 
@@ -156,8 +156,6 @@ def _(fact: f.Invited, state: State, run_s: float) -> None:
 @_apply.register
 def _(fact: f.Joined, state: State, run_s: float) -> None:
     state.tokens[fact.token].join = fact.join
-    if before := state.devices.get(fact.device):
-        del state.by_sender[key_id(before.signing)]
     state.devices[fact.device] = Device(fact.device, fact.entity, fact.signing, fact.box, fact.challenge)
     state.by_sender[key_id(fact.signing)] = fact.device
 

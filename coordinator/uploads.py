@@ -145,11 +145,14 @@ class Uploads:
     async def _keep(self, key: Key, upload: Upload) -> None:
         envelope = upload.envelope
         name = stored_name(envelope.clear.recipient, envelope.digest)
-        await self._ports.offload.run(upload.spool.finish)
-        await self._ports.offload.run(self._bodies.adopt, name, upload.spool.path)
-        await self._ports.offload.run(self._bodies.sync)
+        await self._ports.offload.run(self._adopt, name, upload.spool)
         await self._completed(upload.device, envelope)
         self._busy.discard(key)
+
+    def _adopt(self, name: str, spool: Spool) -> None:
+        spool.finish()
+        self._bodies.adopt(name, spool.path)
+        self._bodies.sync()
 
     def _grant(self) -> None:
         for granted in self.credits.grant(self._ports.clock.monotonic_s()):

@@ -12,7 +12,7 @@ import select
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import nn
@@ -44,10 +44,16 @@ class Failed(Exception):
         self.code = code
 
 
+class Parent(Protocol):
+    """How the program that ordered the work is watched: as ``select.poll`` does."""
+
+    def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]: ...
+
+
 class Pacer:
     """Called after every optimiser step: keeps the share of the time, and ends with our parent."""
 
-    def __init__(self, clock: Clock, share: float, parent: select.poll) -> None:
+    def __init__(self, clock: Clock, share: float, parent: Parent) -> None:
         self._clock = clock
         self._rest = 1 / share - 1
         self._parent = parent
@@ -64,7 +70,7 @@ class Pacer:
 class Worker:
     """Carries orders out, one by one. ``parent`` polls the end of our input."""
 
-    def __init__(self, ports: Ports, parent: select.poll) -> None:
+    def __init__(self, ports: Ports, parent: Parent) -> None:
         self._ports = ports
         self._parent = parent
 

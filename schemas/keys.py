@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -94,6 +95,7 @@ def verify(kind: Kind, public: bytes, message: bytes, signature: bytes) -> None:
         raise Forged(f"the signature of this {kind.name.lower().replace('_', ' ')} does not hold") from error
 
 
+@lru_cache(maxsize=4_096)
 def checked_box_public(public: bytes) -> bytes:
     """``public`` if messages can be sealed to it: 32 bytes, not of low order. `KeyRefused` otherwise."""
     checked_key(public, "X25519 key")

@@ -91,12 +91,13 @@ async def fold(directory: Path, parameters: int) -> dict[str, float]:
             while len(granted.lines) < len(offers):  # noqa: ASYNC110 - nothing to await
                 await asyncio.sleep(0.001)
             arrival_s = time.perf_counter() - start_s
-            start_s = time.perf_counter()
+            start_s, start_cpu_s = time.perf_counter(), time.process_time()
             for device, _, last in offers:
                 await bus.publish(topics.up(fed.identity.federation, DeviceId(device)), last)
-            while round_.count(RequestState.FOLDED) < len(offers):  # noqa: ASYNC110 - nothing to await
+            order = round_.order
+            while len(order) < len(offers) or order[-1].state is not RequestState.FOLDED:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-            folded_s = time.perf_counter() - start_s
+            folded_s, folded_cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
             while job.state is not JobState.FINISHED:  # noqa: ASYNC110 - nothing to await
                 await asyncio.sleep(0.001)
             committed_s = time.perf_counter() - start_s
@@ -105,6 +106,7 @@ async def fold(directory: Path, parameters: int) -> dict[str, float]:
     return {
         "arrival_s": arrival_s,
         "fold_s": folded_s,
+        "fold_cpu_s": folded_cpu_s,
         "commit_s": committed_s,
         "idle_bytes": idle_bytes,
         "peak_bytes": peak_bytes,

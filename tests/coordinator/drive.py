@@ -6,7 +6,7 @@ must equal the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TypeVar
@@ -252,6 +252,17 @@ class Drive:
 
     def recorded(self, kind: type[F]) -> list[F]:
         return [fact for fact in self.facts if isinstance(fact, kind)]
+
+
+def started(
+    devices: Iterable[str] = "abcde", *, cohort: int = 2, min_reports: int = 1, over_selection: float = 1.0
+) -> Drive:
+    """A job of two rounds whose first round, if there are devices for it, has just been issued."""
+    drive = Drive()
+    drive.enrol(*devices)
+    drive.submit(job_spec(cohort=cohort, min_reports=min_reports, over_selection=over_selection))
+    drive.settle()
+    return drive
 
 
 def checked(order: Fold, problem: str = "", *, norm: float = 1.0, samples: int = 10) -> Checked:

@@ -164,13 +164,34 @@ def test_after_a_new_invitation_a_revoked_device_comes_back_with_new_keys_only(d
     assert replayed.challenge == b""
 
 
-def test_messages_under_the_keys_of_an_earlier_life_are_nobodys(drive: Drive) -> None:
+def test_messages_under_the_keys_of_an_earlier_life_are_no_longer_the_devices(drive: Drive) -> None:
     drive.enrol(PRESS)
-    assert drive.state.by_sender == {signing(PRESS).id: PRESS}
     drive.revoke(PRESS)
-    assert drive.state.by_sender == {signing(PRESS).id: PRESS}, "it must still be told that it is revoked"
+    device = drive.state.devices[drive.state.by_sender[signing(PRESS).id]]
+    assert device.signing == signing(PRESS).public, "it must still be told that it is revoked"
     drive.enrol(PRESS, keys="second life")
-    assert drive.state.by_sender == {signing("second life").id: PRESS}
+    device = drive.state.devices[drive.state.by_sender[signing(PRESS).id]]
+    assert device.signing == signing("second life").public
+
+
+@pytest.mark.parametrize("lives", [1, 2])
+def test_a_revoked_key_never_comes_back(drive: Drive, lives: int) -> None:
+    drive.enrol(PRESS)
+    drive.revoke(PRESS)
+    if lives == 2:
+        drive.enrol(PRESS, keys="second life")
+        drive.revoke(PRESS)
+    refused = answer(drive.join(drive.invite(PRESS), PRESS)).refused
+    assert f"enrolled before, as device {PRESS}" in refused, "its old messages would be taken again"
+    assert state_of(drive) is DeviceState.REVOKED
+
+
+def test_two_devices_cannot_have_one_key(drive: Drive) -> None:
+    drive.enrol(PRESS)
+    token = drive.invite("clone")
+    assert f"as device {PRESS}" in answer(drive.join(token, "clone", keys=PRESS)).refused
+    assert drive.state.by_sender == {signing(PRESS).id: PRESS}
+    assert answer(drive.join(token, "clone")).refused == "", "and the token is still good"
 
 
 def test_a_device_that_comes_back_starts_with_an_empty_replay_window(drive: Drive) -> None:

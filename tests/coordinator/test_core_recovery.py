@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator import facts as f
-from coordinator.effects import SendReceipt
-from coordinator.inputs import AnyInput, Checked
+from coordinator.effects import Fold, SendReceipt
+from coordinator.inputs import AnyInput
 from coordinator.state import ENDED_JOB, OPEN_REQUEST, DeviceState, RequestState, State
 from coordinator.turn import CommandRefused, Turn
 from schemas.events import Accept, Decline, StateRequest
 from schemas.ids import key_id
 from schemas.limits import OPEN_UPDATES_MAX
-from tests.coordinator.drive import Drive, job_spec, ordered, recover_entry, status
+from tests.coordinator.drive import Drive, checked, job_spec, ordered, recover_entry, status
 
 DEVICES = st.sampled_from(["a", "b", "c", "d"])
 JOBS = st.sampled_from(["one", "two"])
@@ -183,6 +183,9 @@ class Federation(RuleBasedStateMachine):
         life = self.lives.get(device, 0)
         turn = self.drive.join(token, device, keys=keys or f"{device} {life}")
         if turn.facts:
+            assert list(self.drive.state.by_sender.values()).count(device) == life + 1, (
+                "each life has new keys"
+            )
             assert device == invited
             assert self.drive.wall_s <= expires
 
@@ -230,10 +233,8 @@ class Federation(RuleBasedStateMachine):
         at = pick % len(self.drive.pending) if pick % 3 == 0 else 0
         order = self.drive.pending[at] if again == 0 else self.drive.pending.pop(at)
         outcome = self.drive.work(order)
-        if isinstance(outcome, Checked):
-            outcome = Checked(
-                job=outcome.job, device=outcome.device, request=outcome.request, problem=problem, samples=1
-            )
+        if isinstance(order, Fold):
+            outcome = checked(order, problem)
         if outcome is not None:
             self.outcomes.append(outcome)
 
@@ -262,10 +263,8 @@ class Federation(RuleBasedStateMachine):
             waiting = [r for r in job.requests.values() if r.state is RequestState.RECEIVED]
             assert not waiting or (job.round and not job.round.closed)
             assert job.round is None or all(request in job.round.order for request in waiting)
-        assert all(id_ in self.judged or self.waits(id_) for id_ in self.received)
-
-    def waits(self, id_: Id) -> bool:
-        return self.drive.state.jobs[id_[0]].requests[id_[1:]].state is RequestState.RECEIVED
+            for id_ in self.received:
+                assert id_ in self.judged or id_[0] != job.id or job.requests[id_[1:]] in waiting
 
     # In the end.
 

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.effects import Prepare, SendRequest
+from coordinator.effects import Commit, Fold, Prepare, SendRequest
 from coordinator.facts import RequestsIssued, RoundClosed, RoundExtended, RoundOpened
-from coordinator.inputs import Cancel, Submit, WorkFailed
 from coordinator.rounds import next_deadline_run_s
-from coordinator.state import JobState, RequestState
-from coordinator.turn import CommandRefused
-from schemas.events import Accept, Decline, JobFinished, Verdict
-from tests.coordinator.drive import Drive, job_spec, ordered, status, told
+from coordinator.state import RequestState
+from schemas.events import Accept, Decline
+from tests.coordinator.drive import Drive, job_spec, ordered, started, status
 
 FIVE = ("a", "b", "c", "d", "e")
-
-
-def started(
-    devices: tuple[str, ...] = FIVE, *, cohort: int = 2, min_reports: int = 1, over_selection: float = 1.0
-) -> Drive:
-    """A job of two rounds whose first round, if there are devices for it, has just been issued."""
-    drive = Drive()
-    drive.enrol(*devices)
-    drive.submit(job_spec(cohort=cohort, min_reports=min_reports, over_selection=over_selection))
-    drive.settle()
-    return drive
 
 
 def decline(drive: Drive, device: str, reason: str = "busy") -> None:
@@ -186,98 +173,6 @@ def test_a_round_opens_when_the_one_device_it_lacks_comes() -> None:
     assert [fact.cohort for fact in drive.recorded(RoundOpened)] == [["a"]]
 
 
-def test_a_job_is_finished_after_its_rounds_and_says_so_to_who_took_part() -> None:
-    drive = started(("a", "b"))
-    for _ in range(2):
-        drive.update("a")
-        turn = drive.update("b")
-        drive.settle()
-    job = drive.state.jobs["job"]
-    assert (job.state, job.round) == (JobState.FINISHED, None)
-    assert [(version.number, version.round) for version in job.versions] == [(0, 0), (1, 1), (2, 2)]
-    assert drive.recorded(RoundOpened)[1].base == job.versions[1].model
-    turn = drive.tick(1000)
-    assert (turn.facts, turn.effects) == ([], [])
-
-
-def test_in_a_cancelled_job_every_receipted_update_is_rejected_with_its_reason_and_told() -> None:
-    drive = started(("a", "b", "c"), cohort=3, min_reports=3)
-    drive.update("a")
-    drive.settle()
-    drive.update("b")
-    turn = drive.cancel()
-    verdicts = [(device, event) for device, event in told(turn) if isinstance(event, Verdict)]
-    assert [(device, verdict.folded, verdict.reason) for device, verdict in verdicts] == [
-        ("a", False, "the job was cancelled"),
-        ("b", False, "the job was cancelled"),
-    ]
-    finished = JobFinished(job="job", state="cancelled", version=0)
-    assert [item for item in told(turn) if item not in verdicts] == [(name, finished) for name in "abc"]
-    drive.settle()
-    states = [drive.newest(device).state for device in "abc"]
-    assert states == [RequestState.REJECTED, RequestState.REJECTED, RequestState.CLOSED]
-
-
-def test_a_version_that_was_being_made_when_its_job_was_cancelled_does_not_come_to_be() -> None:
-    drive = started(("a", "b"))
-    drive.update("a")
-    drive.update("b")
-    for order in drive.pending[:]:
-        outcome = drive.work(order)
-        assert outcome is not None
-        drive.step(outcome)
-    commit = drive.work(drive.pending[-1])
-    assert commit is not None
-    drive.cancel()
-    assert drive.step(commit).facts == []
-    assert len(drive.state.jobs["job"].versions) == 1
-
-
-def test_a_job_whose_initial_model_cannot_be_made_has_failed_and_says_why() -> None:
-    drive = Drive()
-    drive.submit(job_spec())
-    drive.step(WorkFailed(job="job", text="no such task"))
-    job = drive.state.jobs["job"]
-    assert (job.state, job.reason) == (JobState.FAILED, "no such task")
-
-
-def test_commands_that_cannot_be_done_are_refused_and_change_nothing() -> None:
-    drive = started(("a", "b"))
-    with pytest.raises(CommandRefused, match="is a job job already"):
-        drive.step(Submit(job="job", spec=job_spec(), parameters=""))
-    with pytest.raises(CommandRefused, match="no job other"):
-        drive.step(Cancel(job="other"))
-    drive.cancel()
-    with pytest.raises(CommandRefused, match=r"ended already \(cancelled\)"):
-        drive.cancel()
-    assert drive.recovered == drive.state
-
-
-def test_without_a_revocation_the_job_key_stays() -> None:
-    drive = started(("a", "b"))
-    drive.update("a")
-    drive.update("b")
-    drive.settle()
-    assert [fact.epoch for fact in drive.recorded(RequestsIssued)] == [1, 1]
-
-
-def test_after_the_revocation_of_who_knows_it_the_job_key_rolls_once() -> None:
-    drive = started(("a", "b", "c"), cohort=2)
-    drive.revoke(drive.asked()[0])
-    for _ in range(2):
-        for device in drive.asked():
-            drive.update(device)
-        drive.settle()
-    assert [fact.epoch for fact in drive.recorded(RequestsIssued)] == [1, 2]
-    drive = started(("a", "b", "c"), cohort=2)
-    (stranger,) = set("abc") - set(drive.asked())
-    drive.revoke(stranger)
-    for device in drive.asked():
-        drive.update(device)
-    drive.settle()
-    assert [fact.epoch for fact in drive.recorded(RequestsIssued)] == [1, 1], "it never had the key"
-
-
 def test_requests_that_were_being_prepared_at_a_revocation_go_out_under_the_next_key() -> None:
     drive = started(("a", "b", "c"), cohort=3)
     for device in "abc":
@@ -310,6 +205,7 @@ def test_keys_that_were_made_twice_are_issued_once() -> None:
     decline(drive, "a")
     decline(drive, "b")
     drive.tick(100)
+    assert drive.step(first).facts == [], "the same devices are asked, but not with keys that were used"
     drive.settle()
     assert drive.step(first).facts == []
     assert [fact.requests[0].number for fact in drive.recorded(RequestsIssued)] == [1, 2]
@@ -323,6 +219,22 @@ def test_after_a_restart_everything_without_an_outcome_is_ordered_again() -> Non
     turn = drive.restart()
     assert drive.pending == before
     assert [effect.device for effect in ordered(turn, SendRequest)] == ["a"], "b has it durably"
+
+
+def test_after_a_restart_a_closed_round_is_folded_and_committed_again_and_counts_once() -> None:
+    drive = started(("a", "b"))
+    for device in "ab":
+        drive.update(device)
+        outcome = drive.work(drive.pending[-1])
+        assert outcome is not None
+        drive.step(outcome)
+    drive.restart()
+    assert drive.pending == [Fold("job", "a", 1), Fold("job", "b", 1), Commit("job", 1)]
+    commit = drive.work(drive.pending[-1])
+    drive.settle()
+    assert commit is not None
+    assert drive.step(commit).facts == [], "it came a second time"
+    assert [version.number for version in drive.state.jobs["job"].versions] == [0, 1]
 
 
 def test_a_timer_is_due_at_the_next_deadline_and_no_more_once_it_was_ticked() -> None:

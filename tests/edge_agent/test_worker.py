@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,15 +15,16 @@ import torch
 from msgspec.structs import replace
 
 from broker.system import system_ports
-from broker.worker import Limits, WorkerFailed, WorkerLink
+from broker.worker import Limits, WorkerFailed, WorkerLink, environment
 from edge_agent.tasks.vision import VisionTask
 from edge_agent.tensors import layout_of, load, model_parts
+from edge_agent.worker import Pacer
 from schemas import work
 from schemas.envelope import Sealed
 from schemas.jobs import LocalSettings, TaskConfig
 from schemas.keys import BoxKey
 from schemas.limits import INLINE_BYTES_MAX
-from schemas.models import Layout
+from schemas.models import Layout, Tensor
 from tests.edge_agent.federation import JOB, Federation, Model, open_update
 
 CONFIG: TaskConfig = {"shape": [4, 4], "classes": 3, "hidden": 32, "scale": 16.0}
@@ -257,6 +261,49 @@ async def test_a_worker_that_dies_leaves_its_last_words(link: WorkerLink, tmp_pa
     assert failed.value.code == "worker"
 
 
+def test_a_worker_whose_parent_is_gone_stops_training(tmp_path: Path) -> None:
+    layout = tiny_layout()
+    model = Federation().model(layout, bytes(layout.model_bytes))
+    order = replace(train_order(model, tmp_path, tmp_path), task="endless", config={"size": 2})
+    worker = subprocess.Popen(
+        [sys.executable, "-P", "-m", "edge_agent.worker"],
+        env=environment(os.environ, 1),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    _, errors = worker.communicate(work.encode(order), timeout=60)
+    assert worker.returncode == 1
+    assert b"is gone" in errors
+
+
+class Moment:
+    """A clock that passes while a poll waits."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def wall_s(self) -> float:
+        return self.now_s
+
+    def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
+        self.now_s += timeout_ms / 1_000
+        return []
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
+def test_training_computes_no_more_than_its_share_of_the_time(share: float) -> None:
+    moment = Moment()
+    pace = Pacer(moment, share, moment)
+    for _ in range(100):
+        moment.now_s += 0.25
+        pace()
+    assert moment.now_s == pytest.approx(100 * 0.25 / share)
+
+
 def test_orders_and_replies_survive_the_frame() -> None:
     layout = Federation().model(tiny_layout(), bytes(8)).layout
     order = work.Make(job=JOB, task="vision", config=CONFIG, seed=5, out="/x")
@@ -267,6 +314,4 @@ def test_orders_and_replies_survive_the_frame() -> None:
 
 
 def tiny_layout() -> Layout:
-    from schemas.models import Tensor
-
-    return Layout(job=JOB, tensors=[Tensor("w", [2], "float32", "trained")])
+    return Layout(job=JOB, tensors=[Tensor("weight", [1, 2], "float32", "trained")])

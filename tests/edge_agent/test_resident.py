@@ -1,0 +1,92 @@
+"""The resident as a process: one per directory, stopped by SIGTERM, looked at from beside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from broker.system import system_ports
+from broker.worker import with_our_packages
+from edge_agent import identity
+from tests.edge_agent.federation import Federation
+
+NOBODY = "mqtt://127.0.0.1:9"  # the discard port: nobody listens
+
+
+def program(*arguments: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "edge_agent.cli", *arguments]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    identity.save(system_ports().files, tmp_path, replace(Federation().member(), urls=[NOBODY]))
+    return tmp_path
+
+
+@pytest.fixture
+def running(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """An agent, once it has its directory."""
+    process = subprocess.Popen(
+        program("run", "--dir", str(directory)),
+        env=with_our_packages(os.environ),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    process.stderr.readline()  # it can't connect, and says so
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def finished(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        program(*arguments),
+        env=with_our_packages(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_sigterm_ends_it_cleanly(running: subprocess.Popen[str]) -> None:
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=30) == 0
+
+
+def test_a_second_agent_on_the_directory_is_told_the_first_ones_pid(
+    running: subprocess.Popen[str], directory: Path
+) -> None:
+    second = finished("run", "--dir", str(directory))
+    assert second.returncode == 1
+    (line,) = second.stderr.splitlines()
+    assert f"process {running.pid}" in line
+    assert "another directory" in line
+
+
+def test_its_state_can_be_looked_at_while_it_runs(running: subprocess.Popen[str], directory: Path) -> None:
+    shown = finished("status", "--json", "--dir", str(directory))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    state = json.loads(shown.stdout)
+    assert (state["device"], state["entity"], state["member"]) == ("press-07", "works", "active")
+    assert state["running_pid"] == running.pid
+    assert (state["connected"], state["requests"], state["outbox"], state["verdict"]) == ("", [], [], None)
+    assert "press-07" in finished("status", "--dir", str(directory)).stdout
+
+
+def test_wrong_usage_has_its_own_exit_status() -> None:
+    assert finished("fly").returncode == 2
+    assert finished("status", "--dir").returncode == 2
+
+
+def test_keys_are_for_their_owner_only(directory: Path) -> None:
+    assert (directory / identity.FILE).stat().st_mode & 0o777 == 0o600
