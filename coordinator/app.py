@@ -21,6 +21,7 @@ without an outcome is ordered again (`Started`).
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import structlog
@@ -41,7 +42,7 @@ from coordinator.intake import Intake
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
 from coordinator.rounds import next_deadline_run_s
-from coordinator.state import ENDED_JOB
+from coordinator.state import ENDED_JOB, JobState
 from coordinator.store import Store
 from coordinator.works import Works
 from schemas.ids import DeviceId
@@ -105,10 +106,11 @@ class Coordinator:
                 self._dispatch.perform(effect, mark)
 
     async def _keep_time(self) -> None:
+        ticked_s = -math.inf
         while True:
             now_s = self.ledger.now().run_s
-            due_s = next_deadline_run_s(list(self.ledger.state.jobs.values()))
-            wait_s = TICK_S if due_s is None else min(max(due_s - now_s, 0.0), TICK_S)
-            await asyncio.sleep(max(wait_s, 0.05))
-            if due_s is not None:
+            due_s = next_deadline_run_s(list(self.ledger.state.jobs.values()), ticked_s)
+            await asyncio.sleep(TICK_S if due_s is None else min(max(due_s - now_s, 0.0), TICK_S))
+            if any(job.state is JobState.RUNNING for job in self.ledger.state.jobs.values()):
+                ticked_s = self.ledger.now().run_s
                 await self.ledger.tick()

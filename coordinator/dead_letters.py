@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 RING_LETTERS_MAX: Final = 256
+TOPIC_CHARS_MAX: Final = 128  # of a topic of ours; a sender may have chosen a longer one
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Why a message was not taken. ``claimed`` is who it seems to be from: nothing proves it."""
+    """Why a message was not taken. ``claimed`` is who it seems to be from: nothing proves it. Texts are cut
+    at a bound, for a sender may have chosen them."""
 
     wall_s: float
     topic: str

@@ -26,6 +26,7 @@ from schemas.limits import CHUNK_BYTES_DEFAULT, RESEND_CAP_S, RESEND_FIRST_S
 
 LANES = 8  # senders side by side; one device's messages stay on one lane, in order
 LANE_MESSAGES_MAX = 4_096
+DEVICE_MESSAGES_MAX = 256  # of one device in its lane, so that none can take the others' place
 
 
 class Dispatch:
@@ -50,13 +51,18 @@ class Dispatch:
             asyncio.Queue(LANE_MESSAGES_MAX) for _ in range(LANES)
         ]
         self._sent_at_run_s: dict[tuple[str, str, int], tuple[float, float]] = {}
+        self._queued: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
 
     def tell(self, device: str, event: Event | bytes | SendChunks) -> None:
-        """Queue a message to a device. Over the bound it is dropped and counted: devices ask again."""
+        """Queue a message to a device. Over the bounds it is dropped and counted: devices ask again."""
+        if self._queued[device] >= DEVICE_MESSAGES_MAX:
+            self.dropped[device] += 1
+            return
         lane = self._lanes[blake2b(device.encode(), digest_size=1).digest()[0] % LANES]
         try:
             lane.put_nowait((device, event))
+            self._queued[device] += 1
         except asyncio.QueueFull:
             self.dropped[device] += 1
 
@@ -178,6 +184,9 @@ class Dispatch:
     async def _send(self, bus: Bus, lane: asyncio.Queue[tuple[str, Event | bytes | SendChunks]]) -> None:
         while True:
             device, what = await lane.get()
+            self._queued[device] -= 1
+            if not self._queued[device]:
+                del self._queued[device]
             topic = topics.down(self._identity.federation, DeviceId(device))
             try:
                 if isinstance(what, bytes):

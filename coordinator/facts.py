@@ -133,7 +133,8 @@ class UpdateReceived(Fact, frozen=True, tag="update-received"):
 
 
 class UpdateJudged(Fact, frozen=True, tag="update-judged"):
-    """``reason`` is empty when folded. ``norm`` is the L2 norm of the update; ``content`` its SHA-256."""
+    """``reason`` is empty when folded. ``norm`` is the L2 norm of the update; ``content`` its SHA-256
+    as the device said it."""
 
     job: str
     device: str

@@ -199,5 +199,5 @@ def look(folder: Folder, bodies: Bodies, digest: bytes, expected: Expected) -> L
         file.close()
     norm = folder.norm()
     if not math.isfinite(norm):
-        return Looked("finite: the update holds NaN or infinity", 0.0, update)
+        return Looked("finite: the update holds NaN, infinity or numbers beyond 1e19", 0.0, update)
     return Looked("", norm, update)

@@ -40,9 +40,11 @@ class DeviceSaid(Input, frozen=True, tag="device-said"):
 
 
 class UpdateCompleted(Input, frozen=True, tag="update-completed"):
-    """All of an update's bytes are durable here, still sealed. ``key`` is the id of its recipient key."""
+    """All of an update's bytes are durable here, still sealed. ``sender`` and ``key`` are the ids of the
+    keys that it was signed with and sealed to."""
 
     device: str
+    sender: bytes
     order: Order
     key: bytes
     digest: bytes

@@ -13,7 +13,7 @@ import structlog
 from broker.bodies import Bodies
 from broker.bus import Bus, Connected, Delivery
 from broker.ports import Ports
-from coordinator.dead_letters import DeadLetter, DeadLetters
+from coordinator.dead_letters import TOPIC_CHARS_MAX, DeadLetter, DeadLetters
 from coordinator.dispatch import Dispatch
 from coordinator.entries import Message
 from coordinator.fold import stored, stored_name
@@ -38,7 +38,7 @@ from schemas.errors import (
 )
 from schemas.events import Refusal, Stale, Update, decode_from_device
 from schemas.ids import key_id
-from schemas.limits import MESSAGE_BYTES_MAX
+from schemas.limits import MESSAGE_BYTES_MAX, TEXT_CHARS_MAX
 
 WRITES_MAX = 16  # bodies being written at the same time
 REFUSAL_EVERY_S = 30.0  # at most one refusal per device and reason in this time
@@ -136,6 +136,8 @@ class Intake:
 
     def _said(self, device: Device, received: Envelope) -> Awaitable[object]:
         device.window.check(received.order)
+        if received.clear.chunks:
+            raise Malformed("only an update has content in chunks")
         event = decode_from_device(
             open_envelope(received, self._identity.box, self._identity.federation).inner
         )
@@ -182,6 +184,7 @@ class Intake:
         """All bytes of an update are durable: record it. The window may have moved on since it was read."""
         update = UpdateCompleted(
             device=device,
+            sender=received.clear.sender,
             order=received.order,
             key=received.clear.recipient,
             digest=received.digest,
@@ -194,27 +197,22 @@ class Intake:
         now_s = self._ports.clock.monotonic_s()
         if now_s - self._refused_at_s.get((device, code), -REFUSAL_EVERY_S) >= REFUSAL_EVERY_S:
             self._refused_at_s[device, code] = now_s
-            self._dispatch.tell(device, Refusal(code=code, text=text[:500], transfer=transfer))
+            self._dispatch.tell(device, Refusal(code=code, text=text[:TEXT_CHARS_MAX], transfer=transfer))
 
     def _bury(self, delivery: Delivery, error: WireError) -> None:
-        claimed = delivery.topic.rsplit("/", 1)[-1]
+        topic = delivery.topic[:TOPIC_CHARS_MAX]
+        claimed = topic.rsplit("/", 1)[-1]
+        text = str(error)[:TEXT_CHARS_MAX]
         self.dead.add(
-            DeadLetter(
-                self._ports.clock.wall_s(),
-                delivery.topic,
-                claimed,
-                error.code,
-                str(error),
-                len(delivery.payload),
-            )
+            DeadLetter(self._ports.clock.wall_s(), topic, claimed, error.code, text, len(delivery.payload))
         )
         if isinstance(error, Replayed | TooOld | Orphan):
-            log.debug("message not taken", claimed=claimed, code=error.code, cause=str(error))
+            log.debug("message not taken", claimed=claimed, code=error.code, cause=text)
             return
-        log.warning("message not taken", claimed=claimed, code=error.code, cause=str(error))
+        log.warning("message not taken", claimed=claimed, code=error.code, cause=text)
         if isinstance(error, UnknownVersion) and claimed in self._ledger.state.devices:
             device = topics.up_device(delivery.topic, self._identity.federation)
-            self.refuse(device, error.code, str(error), b"")
+            self.refuse(device, error.code, text, b"")
 
 
 async def _ack_after(done: Awaitable[object], delivery: Delivery) -> None:

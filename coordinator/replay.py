@@ -16,7 +16,7 @@ from broker.bodies import Bodies
 from broker.journal import Journal
 from broker.ports import Ports
 from coordinator.entries import Turned, decode_entry
-from coordinator.facts import UpdateJudged, VersionCommitted
+from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
 from coordinator.keystore import Identity, KeyStore, load_identity
 from coordinator.ledger import FOLDER
@@ -53,6 +53,9 @@ def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> d
                 if not until or fact.version <= until:
                     refolds[fact.job].version(fact, logged.index)
             apply(state, fact, entry.at.run_s)
+            if isinstance(fact, UpdateReceived) and fact.job in refolds:
+                signer = state.devices[fact.device].signing
+                refolds[fact.job].signers[fact.device, fact.request] = signer
             if isinstance(fact, UpdateJudged) and fact.job in refolds:
                 refolds[fact.job].judged[fact.device, fact.request] = fact
     if not refolds:
@@ -80,6 +83,7 @@ class Refold:
         self._store = Store(ports.files, directory, identity, self._keys)
         self._bodies = Bodies(ports.files, directory / "bodies")
         self._model = b""
+        self.signers: dict[tuple[str, int], bytes] = {}  # who signed: a device may enrol anew later
         self.judged: dict[tuple[str, int], UpdateJudged] = {}
         self.versions: list[Version] = []
 
@@ -126,7 +130,8 @@ class Refold:
         if key is None or job.round is None:
             return "the key of its request was destroyed"
         try:
-            self._signed_by(request).check_signature(self._state.devices[request.device].signing)
+            signer = self.signers[request.device, request.number]
+            self._envelope(request).check_signature(signer)
         except (WireError, OSError) as error:
             return str(error)
         expected = Expected(
@@ -146,7 +151,7 @@ class Refold:
         folder.add(recorded.samples)
         return ""
 
-    def _signed_by(self, request: Request) -> Envelope:
+    def _envelope(self, request: Request) -> Envelope:
         file = self._bodies.open(stored_name(key_id(request.key), request.digest))
         try:
             return read_envelope(file)[0]

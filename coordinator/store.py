@@ -97,7 +97,13 @@ class Store:
             known = self._load(job, version, epoch) or self._seal(job, version, model, previous, epoch)
             self._offered[job, version, epoch] = known
             self.by_transfer[known.manifest.transfer()] = known
+            self._forget_old(job, version)
         return known
+
+    def _forget_old(self, job: str, newest: int) -> None:
+        """Devices may still pull the version before; older ones nobody trains on any more."""
+        for key in [key for key in self._offered if key[0] == job and key[1] < newest - 1]:
+            self.by_transfer.pop(self._offered.pop(key).manifest.transfer(), None)
 
     def _load(self, job: str, version: int, epoch: int) -> Offered | None:
         path = self._folder / job / f"{version:06d}.{epoch:06d}.manifest"

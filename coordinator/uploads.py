@@ -13,16 +13,17 @@ from broker.transfer import Credits, Spool
 from coordinator.dispatch import Dispatch
 from coordinator.fold import read_envelope, stored, stored_name
 from coordinator.ledger import Ledger
-from coordinator.state import ENDED_JOB, RequestState
+from coordinator.state import OPEN_REQUEST
 from coordinator.store import Store
 from schemas.chunks import Chunk, bitmap
 from schemas.envelope import Envelope, chunk_digests
 from schemas.errors import LayoutMismatch, Orphan, WireError
 from schemas.events import Bitmap, Grant
-from schemas.limits import CHUNK_OVERHEAD_BYTES, RESEND_FIRST_S
+from schemas.limits import CHUNK_OVERHEAD_BYTES, RESEND_CAP_S, RESEND_FIRST_S
 
-SPOOLS_MAX = 1_024  # transfers that have begun and are not complete; bounds open files
-
+SPOOLS_MAX = 256  # transfers that have begun and are not complete: each is an open file
+DEVICE_SPOOLS_MAX = 8  # of one device, so that none can take the others' place
+IDLE_S = 3 * RESEND_CAP_S  # a device that is there offers again sooner
 
 Key = tuple[str, bytes]  # device, transfer
 
@@ -34,6 +35,12 @@ class Upload:
     device: str
     envelope: Envelope
     spool: Spool
+    heard_s: float
+
+    @property
+    def recipient(self) -> bytes:
+        """Id of the request's key."""
+        return self.envelope.clear.recipient
 
 
 class Uploads:
@@ -57,7 +64,8 @@ class Uploads:
         self._folder = folder
         self._completed = completed
         self._uploads: dict[Key, Upload] = {}
-        self._busy: set[Key] = set()  # being opened or made durable
+        self._busy: set[Key] = set()  # being opened, closed or made durable
+        self._resting: dict[bytes, Path] = {}  # request's key → spool of a device that fell silent
         self.credits = Credits()
 
     def offer(self, device: str, job: str, received: Envelope) -> Awaitable[None] | None:
@@ -70,34 +78,40 @@ class Uploads:
         expected = 4 * self._store.layout(job).trained_count
         if clear.content_bytes != expected:
             raise LayoutMismatch(f"an update of {clear.content_bytes} bytes where the layout has {expected}")
-        full = len(self._uploads) + len(self._busy) >= SPOOLS_MAX
         key = device, received.transfer
-        if key in self._busy or (full and key not in self._uploads):
-            return None  # the device offers again, later
-        return self._begin(device, received)
+        if key in self._busy:
+            return None
+        if key not in self._uploads:
+            begun = [*self._uploads, *self._busy]
+            if len(begun) >= SPOOLS_MAX or sum(key[0] == device for key in begun) >= DEVICE_SPOOLS_MAX:
+                return None  # the device offers again, later
+            self._busy.add(key)
+            if self._resting.get(clear.recipient) == self._path(received):
+                del self._resting[clear.recipient]
+        return self._begin(key, received)
 
-    async def _begin(self, device: str, received: Envelope) -> None:
-        clear = received.clear
-        key = device, received.transfer
+    async def _begin(self, key: Key, received: Envelope) -> None:
+        device, transfer = key
         upload = self._uploads.get(key)
         if upload is None:
-            self._busy.add(key)
             # What an earlier life of this coordinator spooled is hashed again: the file is the truth.
             upload = await self._ports.offload.run(self._open, device, received)
             self._uploads[key] = upload
             self._busy.discard(key)
-        spool, now_s = upload.spool, self._ports.clock.monotonic_s()
-        self._dispatch.tell(device, Bitmap(transfer=received.transfer, have=bitmap(spool.have)))
+        upload.heard_s = now_s = self._ports.clock.monotonic_s()
+        spool = upload.spool
+        self._dispatch.tell(device, Bitmap(transfer=transfer, have=bitmap(spool.have)))
         if spool.complete:
             await self._finish(key)
         else:
-            sealed_bytes = clear.chunk_bytes + CHUNK_OVERHEAD_BYTES
-            self.credits.offer(device, received.transfer, spool.missing(), sealed_bytes, now_s)
+            # Of the envelope that the spool has: this one may divide the same bytes otherwise.
+            sealed_bytes = upload.envelope.clear.chunk_bytes + CHUNK_OVERHEAD_BYTES
+            self.credits.offer(device, transfer, spool.missing(), sealed_bytes, now_s)
             self._grant()
 
     def _open(self, device: str, received: Envelope) -> Upload:
         self._ports.files.make_dir(self._folder)
-        path = self._folder / f"{stored_name(received.clear.recipient, received.digest)}.part"
+        path = self._path(received)
         if self._ports.files.exists(path):
             received = self._earlier(path) or received
         spool = Spool(
@@ -109,7 +123,10 @@ class Uploads:
             preamble=stored(received),
         )
         spool.open()
-        return Upload(device, received, spool)
+        return Upload(device, received, spool, self._ports.clock.monotonic_s())
+
+    def _path(self, received: Envelope) -> Path:
+        return self._folder / f"{stored_name(received.clear.recipient, received.digest)}.part"
 
     def _earlier(self, path: Path) -> Envelope | None:
         """The envelope that a spool was begun with: the same body, signed under an earlier number. None if a
@@ -133,10 +150,12 @@ class Uploads:
             if key in self._busy:
                 return None  # a second copy of the last chunk
             raise Orphan("a chunk of no transfer that was offered, or of one that is complete")
+        upload.heard_s = self._ports.clock.monotonic_s()
         await self._ports.offload.run(upload.spool.accept, chunk.index, chunk.sealed)
         self.credits.arrived(device, chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
         self._grant()
-        return self._finish(key) if upload.spool.complete else None
+        # An offer that came again meanwhile may have seen the last chunk first.
+        return self._finish(key) if upload.spool.complete and key in self._uploads else None
 
     def _finish(self, key: Key) -> Awaitable[None]:
         self._busy.add(key)
@@ -145,34 +164,65 @@ class Uploads:
     async def _keep(self, key: Key, upload: Upload) -> None:
         envelope = upload.envelope
         name = stored_name(envelope.clear.recipient, envelope.digest)
-        await self._ports.offload.run(self._adopt, name, upload.spool)
+        resting = self._resting.pop(upload.recipient, None)
+        await self._ports.offload.run(self._adopt, name, upload.spool, resting)
         await self._completed(upload.device, envelope)
         self._busy.discard(key)
 
-    def _adopt(self, name: str, spool: Spool) -> None:
+    def _adopt(self, name: str, spool: Spool, resting: Path | None) -> None:
         spool.finish()
         self._bodies.adopt(name, spool.path)
         self._bodies.sync()
+        if resting is not None:
+            self._ports.files.remove(resting)
 
     def _grant(self) -> None:
         for granted in self.credits.grant(self._ports.clock.monotonic_s()):
             self._dispatch.tell(granted.owner, Grant(transfer=granted.transfer, chunks=list(granted.chunks)))
 
     async def run(self) -> None:
-        """Take back grants that nothing came of, and drop spools whose request is closed."""
+        """Take back grants that nothing came of, and let go of what no device goes on with."""
         while True:
             await asyncio.sleep(RESEND_FIRST_S)
+            now_s = self._ports.clock.monotonic_s()
+            for key in [key for key, upload in self._uploads.items() if now_s - upload.heard_s > IDLE_S]:
+                await self._rest(key)
+            for recipient in [recipient for recipient in self._resting if not self._wanted(recipient)]:
+                self._ports.files.remove(self._resting.pop(recipient))
             self.credits.expire(self._ports.clock.monotonic_s())
             self._grant()
 
+    async def _rest(self, key: Key) -> None:
+        """The device fell silent. One spool of a request is kept for it to go on with, the newest."""
+        self._busy.add(key)
+        upload = self._uploads.pop(key)
+        self.credits.lines.pop(key, None)
+        before = self._resting.pop(upload.recipient, None)
+        self._resting[upload.recipient] = upload.spool.path
+        await self._ports.offload.run(upload.spool.close)
+        if before is not None:
+            self._ports.files.remove(before)
+        self._busy.discard(key)
+
+    def _wanted(self, recipient: bytes) -> bool:
+        """Whether the update to a request's key is still to come."""
+        known = self._ledger.state.by_update_key.get(recipient)
+        request = self._ledger.state.jobs[known[0]].requests.get((known[1], known[2])) if known else None
+        return request is not None and request.state in OPEN_REQUEST
+
     def sweep(self) -> None:
-        """At start: remove spools of updates that nobody waits for."""
-        wanted = {
-            request.key
-            for job in self._ledger.state.jobs.values()
-            if job.state not in ENDED_JOB and job.round
-            for request in job.round.requests
-            if request.state in (RequestState.ISSUED, RequestState.ACCEPTED)
-        }
-        if not wanted:
-            self._ports.files.remove(self._folder)
+        """At start: remove spools that nobody waits for; of one request's, one is kept."""
+        files = self._ports.files
+        for name in files.names(self._folder):
+            path = self._folder / name
+            file = files.open(path)
+            try:
+                recipient = read_envelope(file)[0].clear.recipient
+            except WireError:
+                recipient = b""
+            finally:
+                file.close()
+            if recipient not in self._resting and self._wanted(recipient):
+                self._resting[recipient] = path
+            else:
+                files.remove(path)

@@ -59,7 +59,9 @@ class Works:
         """Work until cancelled. Raises OSError when the disk fails."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                match await self._queue.get():
+                work = await self._queue.get()
+                self._forget_ended()
+                match work:
                     case Fold() as fold:
                         await self._fold(fold)
                     case Commit() as commit:
@@ -69,6 +71,11 @@ class Works:
                     case MakeInitial() as make:
                         # Takes seconds and a process: the folds of other jobs go on meanwhile.
                         tasks.create_task(self._make(make), name=f"make-{make.job}")
+
+    def _forget_ended(self) -> None:
+        """Give back the buffers of jobs that are over."""
+        for name in [name for name in self._folders if self._job(name).state in ENDED_JOB]:
+            del self._folders[name], self._rounds[name]
 
     def _job(self, job: str) -> Job:
         return self._ledger.state.jobs[job]
@@ -149,6 +156,7 @@ class Works:
         folder, base = self._folder(job), job.round.base
         model = await self._ports.offload.run(self._finish, folder, job.id, base)
         version = len(job.versions)
+        await self._ports.offload.run(self._store.offer, job.id, version, model, base, job.epoch)
         self._ledger.submit(
             Committed(
                 job=job.id,
@@ -160,8 +168,6 @@ class Works:
             )
         )
         log.info("version committed", job=job.id, round=order.round, version=version, model=model.hex()[:16])
-        if job.state in ENDED_JOB:
-            del self._folders[job.id]
 
     def _finish(self, folder: Folder, job: str, base: bytes) -> bytes:
         return self._store.put_model(job, [folder.finish(self._store.model(job, base))])

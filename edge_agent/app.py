@@ -87,6 +87,7 @@ class Agent:
         """Work until cancelled."""
         self._refuse_revoked()
         self._recover()
+        log.info("device %s of federation %s starts", self._identity.device, self._identity.federation.hex())
         with first_failure():
             async with self._bus, asyncio.TaskGroup() as group:
                 group.create_task(self._listen(), name="listen")

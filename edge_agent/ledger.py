@@ -34,6 +34,8 @@ class LedgerError(Exception):
 
 
 class RequestState(StrEnum):
+    """How far a request has come; only the first two are open."""
+
     ACCEPTED = "accepted"  # waits for training, or is trained now
     MADE = "made"  # its update is in the outbox
     RECEIPTED = "receipted"
@@ -45,6 +47,8 @@ OPEN: Final = (RequestState.ACCEPTED, RequestState.MADE)
 
 
 class RequestRecord(msgspec.Struct, array_like=True):
+    """One request; ``reason`` and ``text`` say why it was declined."""
+
     job: str
     number: int
     round: int

@@ -56,4 +56,5 @@ def configure(stream: TextIO, device: str, *, verbose: bool = False) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("fedbus").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for name in ("fedbus", "broker"):
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)

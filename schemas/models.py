@@ -23,6 +23,7 @@ from schemas.codec import pack
 from schemas.envelope import chunk_count
 from schemas.errors import Forged, LayoutMismatch
 from schemas.events import ChunkBytes, Digest, Name, Number, Text
+from schemas.ids import TRANSFER_BYTES
 from schemas.keys import Kind, SigningKey, open_struct, sign_struct
 from schemas.limits import CHUNKS_MAX, CONTENT_BYTES_MAX, PARAMETERS_MAX, TENSORS_MAX
 from schemas.sealing import derive
@@ -117,7 +118,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):
 
     def transfer(self) -> bytes:
         """The name under which its chunks travel, and the associated data that they are sealed with."""
-        return sha256(b"fb1.model-transfer" + self.model + self.epoch.to_bytes(8, "little")).digest()[:16]
+        named = pack([self.job, self.model, self.epoch])
+        return sha256(b"fb1.model-transfer" + named).digest()[:TRANSFER_BYTES]
 
     def chunk_size(self, index: int) -> int:
         """Plain bytes of chunk ``index``."""

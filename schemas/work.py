@@ -104,10 +104,14 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True, tag="trained"):
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
+    """The first model was written; this is its layout."""
+
     layout: Layout
 
 
 class Fitted(msgspec.Struct, frozen=True, kw_only=True, tag="fitted"):
+    """The trained model was written; ``train_s`` is the time inside the task's ``train``."""
+
     samples: int
     steps: int
     train_s: float
@@ -115,6 +119,8 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True, tag="fitted"):
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True, tag="evaluated"):
+    """Finite numbers that the task names."""
+
     metrics: Metrics
 
 

@@ -1,6 +1,6 @@
 """What a round costs beside the training: four warm, equal agents on the embedded broker, as processes.
 
-"""What a round costs beside the training: four warm, equal agents on the embedded broker, as processes.
+``overhead_s`` of a round runs from the publishing of its requests to the commit of the new version, less
 the slowest device's time inside the task's ``train``. The first round is left out: workers start in it.
 """
 

@@ -191,8 +191,11 @@ class Drive:
 
     def complete(self, device: str, key: bytes, content: str) -> Turn:
         """An update sealed to the request key with the id ``key`` is durable."""
+        sender = key_id(self.state.devices[device].signing)
         order = self._order(device)
-        return self.step(UpdateCompleted(device=device, order=order, key=key, digest=digest(content)))
+        return self.step(
+            UpdateCompleted(device=device, sender=sender, order=order, key=key, digest=digest(content))
+        )
 
     def update(self, device: str, job: str = "job", *, content: str = "") -> Turn:
         """The device answers its newest request."""

@@ -97,7 +97,7 @@ def bodies_of(*bodies: bytes) -> tuple[Bodies, list[bytes]]:
 def read(folder: Folder, body: bytes, count: int) -> None:
     """Open an update into the folder's buffer. Raises `Unfit`."""
     bodies, (name,) = bodies_of(body)
-    file = bodies.open(name.hex())
+    file = bodies.open(stored_name(UPDATE_BOX.id, name))
     try:
         folder.read(file, expected(count))
     finally:

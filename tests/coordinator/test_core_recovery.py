@@ -140,18 +140,17 @@ class Federation(RuleBasedStateMachine):
 
     @rule(device=DEVICES)
     def revoke(self, device: str) -> None:
-        if device not in self.drive.state.devices:
-            return
-        self.drive.revoke(device)
+        if device in self.drive.state.devices:
+            self.drive.revoke(device)
 
     @rule(job=JOBS, rounds=SMALL, cohort=SMALL, reports=SMALL, more=st.sampled_from([1.0, 1.5]))
     def submit(self, job: str, rounds: int, cohort: int, reports: int, more: float) -> None:
         if job in self.drive.state.jobs:
             return
-        reports = min(reports, cohort)
-        self.drive.submit(
-            job_spec(job, rounds=rounds, cohort=cohort, min_reports=reports, over_selection=more)
+        spec = job_spec(
+            job, rounds=rounds, cohort=cohort, min_reports=min(reports, cohort), over_selection=more
         )
+        self.drive.submit(spec)
 
     @rule(job=JOBS, really=st.integers(0, 4))
     def cancel(self, job: str, really: int) -> None:
@@ -191,9 +190,8 @@ class Federation(RuleBasedStateMachine):
 
     @rule(device=DEVICES)
     def prove(self, device: str) -> None:
-        if device not in self.drive.state.devices:
-            return
-        self.drive.prove(device)
+        if device in self.drive.state.devices:
+            self.drive.prove(device)
 
     @rule(device=DEVICES, able=st.booleans(), agent=st.sampled_from(["1", "2"]))
     def say_status(self, device: str, agent: str, *, able: bool) -> None:
@@ -211,9 +209,8 @@ class Federation(RuleBasedStateMachine):
 
     @rule(device=DEVICES)
     def ask_state(self, device: str) -> None:
-        if device not in self.drive.state.devices:
-            return
-        self.drive.say(device, StateRequest(requests=[], key_set=1))
+        if device in self.drive.state.devices:
+            self.drive.say(device, StateRequest(requests=[], key_set=1))
 
     @precondition(lambda self: self.keys)
     @rule(pick=PICK, other=st.integers(0, 3), foreign=st.integers(0, 9), by=DEVICES)

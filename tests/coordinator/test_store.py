@@ -159,7 +159,6 @@ def test_the_last_chunk_is_shorter() -> None:
     assert lengths == [CHUNK_BYTES_DEFAULT, CHUNK_BYTES_DEFAULT, 4 * LARGE - 2 * CHUNK_BYTES_DEFAULT]
 
 
-@pytest.mark.xfail(reason="Manifest.transfer() does not name the job: the second offer hides the first")
 def test_two_jobs_that_begin_with_the_same_model_do_not_share_a_transfer() -> None:
     _, _, store = prepared(SMALL, "one", "two")
     offers = [

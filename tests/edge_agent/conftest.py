@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-ODD = ("Odd", "Talkative", "Endless", "Greedy", "Dying", "Broken", "Diverging")
+from broker.system import system_ports
+from broker.worker import Limits, WorkerLink
+
+ODD = ("Plain", "Talkative", "Endless", "Greedy", "Dying", "Broken", "Diverging")
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +22,7 @@ def installed_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     info = folder / "fedbus_odd_tasks-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fedbus-odd-tasks\nVersion: 1.0\n")
-    odd = "".join(f"{name.lower()} = tests.edge_agent.odd_tasks:{name}\n" for name in ODD)
+    odd = "".join(f"odd-{name.lower()} = tests.edge_agent.odd_tasks:{name}\n" for name in ODD)
     vision = "vision = edge_agent.tasks.vision:VisionTask\n"
     (info / "entry_points.txt").write_text(f"[fedbus.tasks]\n{vision}{odd}")
     with pytest.MonkeyPatch.context() as patch:
@@ -27,3 +30,9 @@ def installed_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.syspath_prepend(str(folder))
         yield folder
     assert str(folder) not in sys.path
+
+
+@pytest.fixture
+async def link(tmp_path: Path) -> AsyncIterator[WorkerLink]:
+    async with WorkerLink(system_ports(), tmp_path / "worker.log", Limits(time_s_max=100)) as link:
+        yield link

@@ -19,7 +19,7 @@ class Nothing:
     train_samples: int = 1
 
 
-class Odd:
+class Plain:
     """A model of ``size`` parameters and no data."""
 
     def __init__(self, config: Config) -> None:
@@ -42,7 +42,7 @@ class Odd:
         return {"loss": 0.0}
 
 
-class Talkative(Odd):
+class Talkative(Plain):
     """Prints, by every way that there is, and reads."""
 
     def train(self, model: nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
@@ -53,13 +53,13 @@ class Talkative(Odd):
         return super().train(model, data, settings, pace)
 
 
-class Endless(Odd):
+class Endless(Plain):
     def train(self, model: nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
         while True:
             pace()
 
 
-class Greedy(Odd):
+class Greedy(Plain):
     """Takes a gibibyte, and keeps it."""
 
     def train(self, model: nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
@@ -70,18 +70,18 @@ class Greedy(Odd):
             pace()
 
 
-class Dying(Odd):
+class Dying(Plain):
     def train(self, model: nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
         print("the last words of a task", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(7)
 
 
-class Broken(Odd):
+class Broken(Plain):
     def train(self, model: nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
         raise ZeroDivisionError("a bug in a task")
 
 
-class Diverging(Odd):
+class Diverging(Plain):
     def train(self, model: nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
         with torch.no_grad():
             for parameter in model.parameters():

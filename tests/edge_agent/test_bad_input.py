@@ -15,60 +15,23 @@ from msgspec.structs import replace
 from broker.system import system_ports
 from edge_agent import cli, presence
 from edge_agent.identity import IdentityError, adopt, load, save
-from edge_agent.ledger import Ledger
-from edge_agent.listen import Gate
-from edge_agent.policy import data_path
 from schemas import work
 from schemas.enrolment import Member, open_welcome, token_to_text
 from schemas.errors import Forged
-from schemas.events import Accept, Decline, TrainingRequest
+from schemas.events import Accept
 from schemas.keys import SigningKey
 from tests.edge_agent.answering import AnsweringBus
-from tests.edge_agent.federation import Federation, Model
-from tests.edge_agent.party import CONFIG, HERE, UPDATE_KEY, Party, tiny_model
+from tests.edge_agent.door import Door, refused
+from tests.edge_agent.federation import Federation
+from tests.edge_agent.party import CONFIG, HERE, UPDATE_KEY, Party
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Door:
-    """A gate on a simulated disk."""
-
-    def __init__(self) -> None:
-        self.party = Party()
-        self.federation = self.party.federation
-        self.ledger = Ledger(self.party.machine.files, HERE)
-
-    def admit(self, request: TrainingRequest) -> Accept | Decline | None:
-        gate = Gate(
-            self.party.machine.files, self.party.identity, self.ledger, self.party.config, lambda: ["vision"]
-        )
-        return gate.admit(request)
-
-    def request(self, model: Model, number: int = 1) -> TrainingRequest:
-        return self.federation.request(model, UPDATE_KEY, number=number)
-
-    def model(self, *, job: str = "job-a", version: int = 0, epoch: int = 0) -> Model:
-        tiny = tiny_model(self.federation, job=job, version=version)
-        return self.federation.model(tiny.layout, tiny.content, version=version, epoch=epoch)
-
-
-def refused(answer: Accept | Decline | None, reason: str, *words: str) -> None:
-    assert isinstance(answer, Decline)
-    assert answer.reason == reason
-    for word in words:
-        assert word in answer.text
 
 
 def test_data_file_missing() -> None:
     door = Door()
     door.party.machine.files.remove(Path("/data/vision.npz"))
     refused(door.admit(door.request(door.model())), "data", "/data/vision.npz", "no such file", "agent.toml")
-
-
-def test_data_set_unknown() -> None:
-    door = Door()
-    door.party.config = replace(CONFIG, data={})
-    refused(door.admit(door.request(door.model())), "data", "no data set vision", "[data]", "agent.toml")
 
 
 @pytest.mark.usefixtures("installed_tasks")
@@ -102,27 +65,6 @@ def test_task_not_allowed_by_policy() -> None:
     door.party.config = replace(CONFIG, policy=replace(CONFIG.policy, tasks=["tabular"]))
     answer = door.admit(door.request(door.model()))
     refused(answer, "policy", "allows tabular, not vision", "policy.tasks")
-
-
-def test_task_not_installed() -> None:
-    door = Door()
-    gate = Gate(door.party.machine.files, door.party.identity, door.ledger, CONFIG, lambda: ["tabular"])
-    refused(gate.admit(door.request(door.model())), "task", "vision is not installed", "tabular")
-
-
-def test_training_not_allowed_on_battery() -> None:
-    door = Door()
-    policy = replace(CONFIG.policy, power="battery")
-    door.party.config = replace(CONFIG, policy=policy)
-    refused(door.admit(door.request(door.model())), "policy", "battery", "policy.train_on_battery")
-    door.party.config = replace(CONFIG, policy=replace(policy, train_on_battery=True))
-    assert isinstance(door.admit(door.request(door.model(version=1), number=2)), Accept)
-
-
-def test_model_too_large_for_the_owners_memory() -> None:
-    door = Door()
-    door.party.config = replace(CONFIG, policy=replace(CONFIG.policy, memory_bytes_max=100 << 20))
-    refused(door.admit(door.request(door.model())), "memory", "needs about", "100 MiB")
 
 
 def test_manifest_replayed() -> None:
@@ -306,10 +248,3 @@ def test_identity_file_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str
     line = one_line(capsys.readouterr().err.splitlines())
     assert "identity: damaged" in line
     assert "backup" in line
-
-
-def test_data_set_of_a_request_defaults_to_its_task() -> None:
-    door = Door()
-    request = door.request(door.model())
-    assert data_path(request, CONFIG) == "/data/vision.npz"
-    assert data_path(replace(request, dataset="other"), CONFIG) == ""

@@ -41,7 +41,7 @@ def running(directory: Path) -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     assert process.stderr is not None
-    process.stderr.readline()  # it can't connect, and says so
+    assert "press-07" in process.stderr.readline()
     yield process
     process.kill()
     process.communicate()
