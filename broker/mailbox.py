@@ -31,6 +31,7 @@ class Sequencer:
         self._reserved = self._next
 
     def next(self) -> Order:
+        """The next number; durable first, when a block of them is used up."""
         if self._next >= self._reserved:
             reserved = self._next + SEQ_BLOCK
             write_atomic(self._files, self._path, RESERVED.pack(self.incarnation, reserved))

@@ -48,6 +48,7 @@ class Spool:
         self.have: set[int] = set()
 
     def sealed_bytes(self, index: int) -> int:
+        """Size of sealed chunk ``index``."""
         plain = min(self._chunk_bytes, self._content_bytes - index * self._chunk_bytes)
         return plain + CHUNK_OVERHEAD_BYTES
 
@@ -122,6 +123,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
+    """Chunks that ``owner`` may send now."""
+
     owner: str
     transfer: bytes
     chunks: tuple[int, ...]
@@ -146,6 +149,7 @@ class Credits:
         self.lines[owner, transfer] = Line(owner, transfer, chunk_bytes, list(missing), heard_s=now_s)
 
     def arrived(self, owner: str, transfer: bytes, index: int, now_s: float) -> None:
+        """A chunk came in: its credit is free again."""
         line = self.lines.get((owner, transfer))
         if line is None:
             return

@@ -25,9 +25,12 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class DeadLetters:
+    """The newest letters, and how many there were by code."""
+
     ring: deque[DeadLetter] = field(default_factory=lambda: deque(maxlen=RING_LETTERS_MAX))
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, letter: DeadLetter) -> None:
+        """Keep a letter; the oldest makes room."""
         self.ring.append(letter)
         self.counts[letter.code] += 1

@@ -14,6 +14,7 @@ from schemas.keys import Kind, verify
 
 
 def invite(turn: Turn, command: Invite) -> None:
+    """A token was made for a device. Raises `CommandRefused` if the device is a member."""
     device = turn.state.devices.get(command.device)
     if device and device.state is not DeviceState.REVOKED:
         raise CommandRefused(
@@ -82,6 +83,7 @@ def _why_not(turn: Turn, asked: JoinAsked, token: TokenRecord | None) -> str:
 
 
 def prove(turn: Turn, device_id: str, answer: ChallengeAnswer) -> None:
+    """The device returned its challenge: it owns the X25519 key, and is active."""
     device = turn.state.devices[device_id]
     if answer.challenge != device.challenge:
         return
@@ -91,6 +93,7 @@ def prove(turn: Turn, device_id: str, answer: ChallengeAnswer) -> None:
 
 
 def revoke(turn: Turn, command: Revoke) -> None:
+    """End a membership. Raises `CommandRefused` for an unknown device."""
     device = turn.state.devices.get(command.device)
     if device is None:
         raise CommandRefused(

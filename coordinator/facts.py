@@ -17,6 +17,8 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True, tag_field="fact"):
 
 
 class Invited(Fact, frozen=True, tag="invited"):
+    """A token was made; only its public key is known here."""
+
     token: bytes
     token_key: bytes
     device: str
@@ -37,6 +39,8 @@ class Joined(Fact, frozen=True, tag="joined"):
 
 
 class Activated(Fact, frozen=True, tag="activated"):
+    """The device has proven that it owns its X25519 key."""
+
     device: str
 
 
@@ -49,11 +53,15 @@ class Heard(Fact, frozen=True, tag="heard"):
 
 
 class StatusChanged(Fact, frozen=True, tag="status-changed"):
+    """What a device can do, as it said last."""
+
     device: str
     status: DeviceStatus
 
 
 class DeviceRevoked(Fact, frozen=True, tag="device-revoked"):
+    """Nothing that comes from this device after this is folded."""
+
     device: str
     reason: str
 
@@ -78,6 +86,8 @@ class VersionCommitted(Fact, frozen=True, tag="version-committed"):
 
 
 class RoundOpened(Fact, frozen=True, tag="round-opened"):
+    """A round began on the version ``base``; its requests are being prepared."""
+
     job: str
     round: int
     base: bytes
@@ -93,6 +103,8 @@ class IssuedRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RequestsIssued(Fact, frozen=True, tag="requests-issued"):
+    """Requests exist, with the keys that updates are sealed to; the round's clock runs."""
+
     job: str
     round: int
     epoch: int
@@ -110,12 +122,16 @@ class RoundExtended(Fact, frozen=True, tag="round-extended"):
 
 
 class RequestAccepted(Fact, frozen=True, tag="request-accepted"):
+    """The device will train."""
+
     job: str
     device: str
     request: int
 
 
 class RequestDeclined(Fact, frozen=True, tag="request-declined"):
+    """The device will not train, or no longer; ``reason`` is of schemas.events.DECLINE_REASONS."""
+
     job: str
     device: str
     request: int
@@ -151,6 +167,8 @@ class UpdateJudged(Fact, frozen=True, tag="update-judged"):
 
 
 class RoundClosed(Fact, frozen=True, tag="round-closed"):
+    """No update is folded into this round any more; its version is made now."""
+
     job: str
     round: int
     reason: str

@@ -51,6 +51,8 @@ class UpdateCompleted(Input, frozen=True, tag="update-completed"):
 
 
 class Invite(Input, frozen=True, tag="invite"):
+    """The operator invites a device; the token was made by the shell."""
+
     token: bytes
     token_key: bytes
     device: str
@@ -59,17 +61,23 @@ class Invite(Input, frozen=True, tag="invite"):
 
 
 class Revoke(Input, frozen=True, tag="revoke"):
+    """The operator ends a device's membership."""
+
     device: str
     reason: str
 
 
 class Submit(Input, frozen=True, tag="submit"):
+    """The operator wants a job; ``parameters`` as in facts.JobSubmitted."""
+
     job: str
     spec: JobSpec
     parameters: str
 
 
 class Cancel(Input, frozen=True, tag="cancel"):
+    """The operator ends a job."""
+
     job: str
 
 

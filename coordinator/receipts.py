@@ -102,12 +102,14 @@ def judge(turn: Turn, checked: Checked) -> None:
 
 
 def accept(turn: Turn, device: str, event: Accept) -> None:
+    """A device will train; repeated messages change nothing."""
     request = _request(turn, device, event.job, event.request)
     if request and request.state is RequestState.ISSUED:
         turn.record(f.RequestAccepted(job=event.job, device=device, request=event.request))
 
 
 def decline(turn: Turn, device: str, event: Decline) -> None:
+    """A device will not train: the round may close, or wait for others."""
     request = _request(turn, device, event.job, event.request)
     if request and request.state in OPEN_REQUEST:
         turn.record(

@@ -28,6 +28,7 @@ from schemas.ids import key_id
 
 
 def submit(turn: Turn, command: Submit) -> None:
+    """A new job; its version 0 is ordered. Raises `CommandRefused` for a name that is taken."""
     if command.job in turn.state.jobs:
         raise CommandRefused(f"there is a job {command.job} already; choose another name")
     turn.record(f.JobSubmitted(job=command.job, spec=command.spec, parameters=command.parameters))
@@ -35,6 +36,7 @@ def submit(turn: Turn, command: Submit) -> None:
 
 
 def cancel(turn: Turn, command: Cancel) -> None:
+    """End a job at the operator's wish. Raises `CommandRefused` if there is nothing to end."""
     job = turn.state.jobs.get(command.job)
     if job is None:
         raise CommandRefused(f"there is no job {command.job}; `fedbus-coordinator jobs list` shows them")
@@ -44,6 +46,7 @@ def cancel(turn: Turn, command: Cancel) -> None:
 
 
 def fail(turn: Turn, outcome: WorkFailed) -> None:
+    """End a job whose ordered work cannot be done."""
     job = turn.state.jobs[outcome.job]
     if job.state not in ENDED_JOB:
         _end(turn, job, JobState.FAILED, outcome.text)

@@ -17,12 +17,16 @@ from schemas.window import Window
 
 
 class DeviceState(StrEnum):
+    """Where a membership stands."""
+
     JOINED = "joined"  # keys known, possession of the X25519 key not yet proven
     ACTIVE = "active"
     REVOKED = "revoked"
 
 
 class JobState(StrEnum):
+    """Where a job stands."""
+
     PREPARING = "preparing"  # version 0 is being made
     RUNNING = "running"
     FINISHED = "finished"
@@ -31,6 +35,8 @@ class JobState(StrEnum):
 
 
 class RequestState(StrEnum):
+    """Where a training request, and the update that answers it, stands."""
+
     ISSUED = "issued"
     ACCEPTED = "accepted"
     DECLINED = "declined"
@@ -46,6 +52,8 @@ ENDED_JOB = frozenset({JobState.FINISHED, JobState.CANCELLED, JobState.FAILED})
 
 @dataclass(slots=True)
 class TokenRecord:
+    """What is known of a token: enough to check a join, not enough to make one."""
+
     key: bytes
     device: str
     entity: str
@@ -56,6 +64,8 @@ class TokenRecord:
 
 @dataclass(slots=True)
 class Device:
+    """A member, or one that was."""
+
     id: str
     entity: str
     signing: bytes
@@ -101,6 +111,8 @@ class Round:
 
 @dataclass(slots=True)
 class Version:
+    """A committed version of a job's model."""
+
     number: int
     round: int
     model: bytes
@@ -110,6 +122,8 @@ class Version:
 
 @dataclass(slots=True)
 class Job:
+    """A job, its versions, its open round, and the newest requests to each device."""
+
     id: str
     spec: JobSpec
     parameters: str
@@ -131,6 +145,8 @@ class Job:
 
 @dataclass(slots=True)
 class State:
+    """Everything that decisions rest on."""
+
     tokens: dict[bytes, TokenRecord] = field(default_factory=dict)
     devices: dict[str, Device] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)

@@ -62,6 +62,7 @@ class Store:
         return self._files.read(self._folder / job / "layout")
 
     def layout(self, job: str) -> Layout:
+        """A job's layout, its signature checked."""
         if job not in self._layouts:
             self._layouts[job] = open_layout(self.layout_blob(job), self._identity.online.public, job)
         return self._layouts[job]

@@ -25,6 +25,7 @@ class Turn:
     effects: list[Effect] = field(default_factory=list)
 
     def record(self, fact: AnyFact) -> None:
+        """Decide a fact: it is in force at once."""
         apply(self.state, fact, self.moment.run_s)
         self.facts.append(fact)
 

@@ -97,4 +97,5 @@ async def case(
     async with federation(directory, ports or system_ports(), count) as fed:
         made = Case(fed, await fed.device("honest"), await fed.device("rogue"))
         await fed.command("submit", spec=spec(**({"cohort": 2} | job)))
+        await made.all_looked_at()
         yield made

@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 from unittest import mock
 
 import numpy as np
 
 from broker.bus import Bus, Credentials
-from broker.faults import Faults, FaultPlan, FaultyBus
+from broker.faults import FaultPlan, Faults, FaultyBus
 from broker.memory import MemoryBroker, MemoryBus
 from coordinator.access import OwnersAccess
 from coordinator.app import Coordinator
@@ -42,89 +41,15 @@ from schemas.events import Update, Vector
 from schemas.ids import COORDINATOR
 from schemas.models import DELTA
 from tests.sim import virtual_loop
-from tests.sim.machine import SimEntropy, SimMachine, SimOffload, SimProcess, SimSpawn
+from tests.sim.machine import SimEntropy, SimMachine, SimProcess, SimSpawn
+from tests.sim.party import Party, SlowOffload, SlowProcess
 from tests.standin import TASK, maker, spec
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 DEVICES = 5
 ROUNDS = 4
 FAULTS_END_S = 1_500.0  # virtual; from then on everything must come to its end
 PATIENCE_S = 40_000.0
 DATA = "/data.npz"
-
-
-@dataclass
-class Party:
-    """One machine and the program on it, started again whenever it dies, as systemd would."""
-
-    name: str
-    machine: SimMachine
-    program: Callable[[], Awaitable[None]]
-    rng: random.Random
-    crash_chance: float  # per operation of the disk
-    crashes: Counter[str] = field(default_factory=Counter)
-    died: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def arm(self) -> None:
-        self.machine.files.on_change = self._disk
-
-    def disarm(self) -> None:
-        self.crash_chance = 0.0
-
-    def _disk(self, what: str, path: Path) -> None:
-        if self.rng.random() < self.crash_chance:
-            self.crashes[what] += 1
-            self.machine.halt()
-            self.died.set()
-            raise OSError(f"{self.name} died at {what} of {path.name}")
-
-    async def live(self) -> None:
-        """Run the program for ever; after each death, with what the disk kept."""
-        while True:
-            self.died.clear()
-            life = asyncio.ensure_future(self.program())  # noqa: TID251 - awaited to its end below
-            death = asyncio.ensure_future(self.died.wait())  # noqa: TID251 - likewise
-            try:
-                await asyncio.wait([life, death], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (life, death):
-                    task.cancel()
-                await asyncio.wait([life, death])
-            failure = None if life.cancelled() else life.exception()
-            if failure is not None and not self.died.is_set():
-                raise failure  # the program failed by itself: that is a defect
-            await asyncio.sleep(self.rng.uniform(0.0, 20.0))
-            if self.rng.random() < 0.5:
-                self.machine.restart()
-            else:
-                self.machine.crash(self.rng)
-
-
-class SlowOffload(SimOffload):
-    """Takes a drawn time for each call, so that others act, and crashes come, between order and effect."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        await asyncio.sleep(self._rng.expovariate(1 / 0.02))
-        result = function(*args, **kwargs)
-        await asyncio.sleep(self._rng.expovariate(1 / 0.02))
-        return result
-
-
-class SlowProcess(SimProcess):
-    """Takes a drawn time for each answer."""
-
-    def __init__(self, answer: Callable[[bytes], bytes | None], rng: random.Random) -> None:
-        super().__init__(answer)
-        self._rng = rng
-
-    async def write(self, data: bytes) -> None:
-        await asyncio.sleep(self._rng.lognormvariate(1.0, 1.0))
-        await super().write(data)
 
 
 @dataclass
@@ -222,7 +147,7 @@ class World:
         finally:
             self.serving = None
 
-    def device_program(self, name: str, token: Token) -> Callable[[], Awaitable[None]]:
+    def device_program(self, name: str, token: Token) -> Callable[[], Coroutine[None, None, None]]:
         machine, directory = self.devices[name], Path("/agent")
         config = Config(policy=Policy(tasks=[TASK]), data={TASK: DATA}, worker_idle_s=30.0)
 
@@ -270,14 +195,14 @@ async def _play(world: World, seed: int) -> Outcome:
         for party in parties:
             party.arm()
         async with asyncio.timeout(PATIENCE_S):
-            while loop.time() < FAULTS_END_S and not _done(world):
+            while loop.time() < FAULTS_END_S and not _done(world):  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(1.0)
             world.quiet = True
             for party in parties:
                 party.disarm()
                 party.machine.halt()  # the last death: from here on without faults
                 party.died.set()
-            while not _settled(world):
+            while not _settled(world):  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(1.0)
         virtual_s = loop.time()
         for life in lives:

@@ -1,0 +1,89 @@
+"""One machine of the simulation, the program on it, and how both fail."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from tests.sim.machine import SimMachine, SimOffload, SimProcess
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Party:
+    """One machine and the program on it, started again whenever it dies, as systemd would."""
+
+    name: str
+    machine: SimMachine
+    program: Callable[[], Coroutine[None, None, None]]
+    rng: random.Random
+    crash_chance: float  # per operation of the disk
+    crashes: Counter[str] = field(default_factory=Counter)
+    died: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def arm(self) -> None:
+        self.machine.files.on_change = self._disk
+
+    def disarm(self) -> None:
+        self.crash_chance = 0.0
+
+    def _disk(self, what: str, path: Path) -> None:
+        if self.rng.random() < self.crash_chance:
+            self.crashes[what] += 1
+            self.machine.halt()
+            self.died.set()
+            raise OSError(f"{self.name} died at {what} of {path.name}")
+
+    async def live(self) -> None:
+        """Run the program for ever; after each death, with what the disk kept."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self.died.clear()
+            life = loop.create_task(self.program(), name=self.name)
+            death = loop.create_task(self.died.wait(), name=f"{self.name} dies")
+            try:
+                await asyncio.wait([life, death], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (life, death):
+                    task.cancel()
+                await asyncio.wait([life, death])
+            failure = None if life.cancelled() else life.exception()
+            if failure is not None and not self.died.is_set():
+                raise failure  # the program failed by itself: that is a defect
+            await asyncio.sleep(self.rng.uniform(0.0, 20.0))
+            if self.rng.random() < 0.5:
+                self.machine.restart()
+            else:
+                self.machine.crash(self.rng)
+
+
+class SlowOffload(SimOffload):
+    """Takes a drawn time for each call, so that others act, and crashes come, between order and effect."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        await asyncio.sleep(self._rng.expovariate(1 / 0.02))
+        result = function(*args, **kwargs)
+        await asyncio.sleep(self._rng.expovariate(1 / 0.02))
+        return result
+
+
+class SlowProcess(SimProcess):
+    """Takes a drawn time for each answer."""
+
+    def __init__(self, answer: Callable[[bytes], bytes | None], rng: random.Random) -> None:
+        super().__init__(answer)
+        self._rng = rng
+
+    async def write(self, data: bytes) -> None:
+        await asyncio.sleep(self._rng.lognormvariate(1.0, 1.0))
+        await super().write(data)
