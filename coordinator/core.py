@@ -89,7 +89,7 @@ def _device_said(turn: Turn, device_id: str, event: e.FromDevice) -> None:
         return
     match event:
         case e.DeviceStatus():
-            # Also an equal one lets jobs ask again that the device had declined: its owner may have mended it.
+            # An equal one lets jobs ask again, too, that it had declined: its owner may have mended it.
             declined = any(device_id in job.unfit for job in turn.state.jobs.values())
             if event != device.status or declined:
                 turn.record(facts.StatusChanged(device=device_id, status=event))
