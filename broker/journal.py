@@ -157,11 +157,12 @@ class Journal:
                 index += 1
                 yield Entry(index, data, frame.offset)
 
-    def append(self, data: bytes) -> asyncio.Future[Mark]:
+    def append(self, data: bytes, *, urgent: bool = True) -> asyncio.Future[Mark]:
         """Queue an entry; entries are numbered in the order of calls.
 
         The future resolves once the entry is durable, in the same order; cancelling it does not take
-        the entry back. It fails with `JournalStopped`. Await `room` before each append: the queue has
+        the entry back. An entry that is not ``urgent`` costs no sync of its own: it goes with the next
+        that is, or with `flush`. The future fails with `JournalStopped`. Await `room` before each append: the queue has
         no other bound. Raises `JournalStopped`; ValueError for an entry above ``ENTRY_BYTES_MAX``.
         """
         self._check_open()
@@ -170,8 +171,14 @@ class Journal:
         future: asyncio.Future[Mark] = asyncio.get_running_loop().create_future()
         self._pending.append((data, future))
         self._pending_bytes += len(data)
-        self._work.set()
+        if urgent:
+            self._work.set()
         return future
+
+    def flush(self) -> None:
+        """Have everything committed that is pending, urgent or not."""
+        if self._pending:
+            self._work.set()
 
     async def room(self) -> None:
         """Wait until little enough is pending to append one more. Raises `JournalStopped`."""
@@ -182,6 +189,7 @@ class Journal:
 
     async def drain(self) -> None:
         """Wait until all that is pending now is durable, while `run` runs. Raises `JournalStopped`."""
+        self.flush()
         target = self._count + len(self._pending)
         while self._count < target:
             self._check_open()
@@ -206,6 +214,8 @@ class Journal:
 
     async def _commit_some(self, offload: Offload) -> None:
         batch = self._next_batch()
+        if len(batch.entries) == len(self._pending):
+            self._work.clear()  # what comes from here on, and is urgent, sets it again
         try:
             await offload.run(self._commit, batch)
         except OSError:
@@ -250,8 +260,6 @@ class Journal:
                 self._count += 1
                 if not future.done():
                     future.set_result(Mark(self._count, self._head))
-        if not self._pending:
-            self._work.clear()
         if self._failure is not None:
             self._fail_pending()
         self._settled.set()

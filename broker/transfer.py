@@ -6,7 +6,7 @@ much may be under way to it: a broker's acknowledgement is not credit, so bytes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -94,11 +94,11 @@ class Spool:
 
     def finish(self) -> None:
         """Make the whole file durable and close it."""
-        file = self._opened()
-        file.sync()
+        self._opened().sync()
         self.close()
 
     def close(self) -> None:
+        """The file stays; what was written may not survive a power cut until somebody syncs it."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -111,14 +111,19 @@ class Spool:
 
 @dataclass(slots=True)
 class Line:
-    """One transfer that has, or waits for, credit."""
+    """One transfer that has, or waits for, credit. ``granted`` is a part of ``missing``."""
 
     owner: str
     transfer: bytes
     chunk_bytes: int
-    missing: list[int]
+    missing: set[int]
     granted: set[int] = field(default_factory=set)
     heard_s: float = 0.0
+
+    @property
+    def hungry(self) -> bool:
+        """Worth a grant: half a window is waited for, so that grants stay few."""
+        return len(self.granted) <= min(GRANT_CHUNKS_MAX // 2, len(self.missing) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,62 +135,82 @@ class Granted:
     chunks: tuple[int, ...]
 
 
+Key = tuple[str, bytes]  # owner, transfer
+
+
 @dataclass(slots=True)
 class Credits:
     """Bytes that may be on their way, over all devices together: first come, first served.
 
     Bounds: ``bytes_max`` granted and not yet arrived, `TRANSFERS_MAX` transfers at once, `GRANT_CHUNKS_MAX`
-    chunks each. A grant that nothing came of for ``lease_s`` returns to the pool.
+    chunks each. A transfer that nothing came of for ``lease_s`` is forgotten; its device offers it again.
     """
 
     bytes_max: int = GRANT_BYTES_MAX
     lease_s: float = RESEND_CAP_S
-    lines: dict[tuple[str, bytes], Line] = field(default_factory=dict)
+    lines: dict[Key, Line] = field(default_factory=dict)
+    granted_bytes: int = 0
+    _queue: dict[Key, None] = field(default_factory=dict)  # hungry lines, longest waiting first
+    _active: int = 0  # lines with a grant
 
     def offer(
-        self, owner: str, transfer: bytes, missing: Sequence[int], chunk_bytes: int, now_s: float
+        self, owner: str, transfer: bytes, missing: Iterable[int], chunk_bytes: int, now_s: float
     ) -> None:
         """A device has chunks to send. Offering again (after a break) renews its grants."""
-        self.lines[owner, transfer] = Line(owner, transfer, chunk_bytes, list(missing), heard_s=now_s)
+        self.drop(owner, transfer)
+        line = Line(owner, transfer, chunk_bytes, set(missing), heard_s=now_s)
+        self.lines[owner, transfer] = line
+        self._queue[owner, transfer] = None
 
     def arrived(self, owner: str, transfer: bytes, index: int, now_s: float) -> None:
         """A chunk came in: its credit is free again."""
         line = self.lines.get((owner, transfer))
         if line is None:
             return
-        line.granted.discard(index)
         line.heard_s = now_s
-        if index in line.missing:
-            line.missing.remove(index)
+        line.missing.discard(index)
+        if index in line.granted:
+            line.granted.remove(index)
+            self.granted_bytes -= line.chunk_bytes
+            self._active -= not line.granted
         if not line.missing:
-            del self.lines[owner, transfer]
+            self.drop(owner, transfer)
+        elif line.hungry:
+            self._queue[owner, transfer] = None
 
-    def expire(self, now_s: float) -> None:
-        for line in self.lines.values():
-            if line.granted and now_s - line.heard_s > self.lease_s:
-                line.granted.clear()
-                line.heard_s = now_s + self.lease_s  # whoever fell silent goes to the end of the queue
+    def drop(self, owner: str, transfer: bytes) -> None:
+        """Forget a transfer and give its credit back. No error if there is none."""
+        line = self.lines.pop((owner, transfer), None)
+        self._queue.pop((owner, transfer), None)
+        if line is not None:
+            self.granted_bytes -= len(line.granted) * line.chunk_bytes
+            self._active -= bool(line.granted)
 
-    def granted_bytes(self) -> int:
-        return sum(len(line.granted) * line.chunk_bytes for line in self.lines.values())
+    def expire(self, now_s: float) -> list[Key]:
+        """Drop the transfers that hold a grant and have been silent; returns which."""
+        silent = [
+            key for key, line in self.lines.items() if line.granted and now_s - line.heard_s > self.lease_s
+        ]
+        for owner, transfer in silent:
+            self.drop(owner, transfer)
+        return silent
 
     def grant(self, now_s: float) -> list[Granted]:
-        """Give what credit there is to who waits; half a window is waited for, so that grants stay few."""
-        free = self.bytes_max - self.granted_bytes()
-        active = sum(bool(line.granted) for line in self.lines.values())
+        """Give what credit there is to who waits longest."""
         grants = []
-        for line in self.lines.values():
-            open_ = len(line.granted)
-            if open_ == len(line.missing) or open_ > GRANT_CHUNKS_MAX // 2 or line.heard_s > now_s:
+        for key in list(self._queue):
+            line = self.lines[key]
+            room = min(
+                GRANT_CHUNKS_MAX - len(line.granted),
+                (self.bytes_max - self.granted_bytes) // line.chunk_bytes,
+            )
+            if room <= 0 or (not line.granted and self._active >= TRANSFERS_MAX):
                 continue
-            if not line.granted and active >= TRANSFERS_MAX:
-                continue
-            room = min(GRANT_CHUNKS_MAX - len(line.granted), free // line.chunk_bytes)
-            fresh = [index for index in line.missing if index not in line.granted][: max(room, 0)]
-            if not fresh:
-                continue
-            active += not line.granted
+            fresh = sorted(line.missing - line.granted)[:room]
+            self._active += not line.granted
             line.granted.update(fresh)
-            free -= len(fresh) * line.chunk_bytes
+            line.heard_s = now_s
+            self.granted_bytes += len(fresh) * line.chunk_bytes
+            del self._queue[key]
             grants.append(Granted(line.owner, line.transfer, tuple(fresh)))
         return grants

@@ -88,7 +88,7 @@ def init(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new federation: keys, settings, and the embedded broker's user."""
+    """Make a new federation in a directory of its own."""
     from coordinator.cli_init import begin
 
     made = begin(directory, broker, device_url or [], password_file)
@@ -128,7 +128,7 @@ def invite(
         return
     # The token alone on standard output, so that it can be piped to where it belongs.
     print(made["token"])
-    print(f"on device {device}: fedbus-agent enroll TOKEN --dir DIR", file=sys.stderr)
+    print(f"on device {device}: fedbus-agent enroll --token-file FILE --dir DIR", file=sys.stderr)
 
 
 @devices.command("list")
@@ -170,7 +170,10 @@ def replay(
     until: Annotated[int, typer.Option(min=0, help="Up to this version; 0: all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fold the recorded updates again and compare every version's digest (exit status 1 if one differs)."""
+    """Compute every model again and compare the digests.
+
+    Folds the recorded updates in the order of the log; exit status 1 if a version differs.
+    """
     from broker.system import system_ports
     from coordinator.cli_state import require_state_directory
     from coordinator.replay import NothingToReplay
@@ -206,9 +209,10 @@ def demo(
     directory: Annotated[Path, typer.Option("--dir", metavar="DIR")] = Path("fedbus-demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Train a model of handwritten digits across devices on this machine (default: 5 devices, 20 rounds).
+    """Train on real data across devices on this machine.
 
-    On a directory whose demo was cut off it goes on; on a finished one it shows the result again.
+    Handwritten digits, by default on 5 devices in 20 rounds. On a directory whose demo was cut off it goes
+    on; on a finished one it shows the result again.
     """
     from coordinator.demo import demo as run_demo
 

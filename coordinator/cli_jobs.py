@@ -32,14 +32,15 @@ def submit(
 
     if parameters is not None and not parameters.is_file():
         raise UsageFault(f"there is no file {parameters} with initial parameters")
-    command = {"op": "submit", "spec": _read_toml(file)}
+    command = {"op": "submit", "spec": _read_job(file)}
     if parameters is not None:
         command["parameters"] = str(parameters.absolute())
     view = ask(directory, command)
     if as_json:
         print_json(view)
     else:
-        print(f"job {view['job']}: {view['state']}, {view['rounds']} rounds; see `jobs show {view['job']}`")
+        print(f"job {view['job']}: {view['state']}, {view['rounds']} rounds")
+        print(f"next: fedbus-coordinator jobs show {view['job']} --dir {directory}")
 
 
 @jobs.command("list")
@@ -61,36 +62,22 @@ def list_jobs(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False)
 
 @jobs.command()
 def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
-    """Show one job: its state, its rounds so far and how long each took."""
-    from coordinator import views
+    """Show one job: state, rounds, and what it waits for."""
+    from coordinator import cli_show, views
     from coordinator.cli_state import open_journal
 
     view = _job_view(directory, job)
     journal = open_journal(directory)
     try:
         view["history"] = views.history(journal, job)
+        view["troubles"] = cli_show.troubles(journal, job)
+        spec = cli_show.specification(journal, job)
     finally:
         journal.close()
     if as_json:
         print_json(view)
-        return
-    print(f"job {view['job']}: {view['state']}" + (f" ({view['reason']})" if view["reason"] else ""))
-    rows = [
-        (
-            round_["round"],
-            len(round_["reports"]),
-            round_["samples"],
-            "" if round_["accuracy_before"] is None else f"{round_['accuracy_before']:.3f}",
-            f"{round_['round_s']:.2f}",
-            f"{round_['overhead_s']:.3f}",
-            round_["model"][:16],
-        )
-        for round_ in view["history"]
-    ]
-    columns = ("round", "reports", "samples", "accuracy before", "seconds", "overhead s", "model")
-    print_table("", columns, rows)
-    for request in view.get("open_round", {}).get("requests", []):
-        print(f"round {view['open_round']['round']}: {request['device']}: {request['state']}")
+    else:
+        cli_show.print_job(view, spec, directory)
 
 
 @jobs.command()
@@ -129,6 +116,8 @@ def export(
     from coordinator import exporting, ledger
     from coordinator.cli_state import open_journal
 
+    if out.is_dir():
+        raise UsageFault(f"{out} is a folder; name the file to write, such as {out / job}.safetensors")
     journal = open_journal(directory)
     try:
         _, found = exporting.find_version(ledger.recover(journal).state, job, version)
@@ -157,10 +146,20 @@ def _job_view(directory: Path, job: str) -> dict[str, Any]:
     return view
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def _read_job(file: Path) -> dict[str, Any]:
+    """The document in ``file``, as it is; raises `UsageFault` unless it specifies a job."""
+    from schemas.errors import JobRefused
+    from schemas.jobs import parse_job
+
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        parse_job(document)
     except FileNotFoundError as error:
         raise UsageFault(f"there is no file {file}; give the path of a job's specification") from error
+    except OSError as error:
+        raise UsageFault(f"{file}: {error.strerror}; give the path of a job's specification") from error
+    except JobRefused as error:
+        raise UsageFault(f"{file}: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageFault(f"{file}: not TOML: {error}; correct that line") from error
+    return document

@@ -139,10 +139,10 @@ class Folder:
         """
         total = 0.0
         squares = self._block.view(np.float32)
-        for start in range(0, self._count, BLOCK):
-            part = self._open[start : start + BLOCK]
-            block = squares[: len(part)]
-            with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found in the sum
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found in the sum
+            for start in range(0, self._count, BLOCK):
+                part = self._open[start : start + BLOCK]
+                block = squares[: len(part)]
                 np.multiply(part, part, out=block)
                 total += float(block.sum())
         return math.sqrt(total) if math.isfinite(total) else total

@@ -132,8 +132,8 @@ class KeyStore:
         return self._folder / "requests" / job / f"{round_:06d}.keys"
 
     def _round(self, path: Path) -> dict[str, bytes]:
-        if not self._files.exists(path):
-            return {}
         if self._newest is None or self._newest[0] != path:
+            if not self._files.exists(path):
+                return {}
             self._newest = path, unpack(self._files.read(path), dict[str, bytes])
         return self._newest[1]

@@ -18,6 +18,7 @@ from coordinator.state import Request, State, apply
 from coordinator.turn import Turn
 
 FOLDER = "journal"
+FLUSH_S = 1.0  # how long the record of a sent message may stay in memory
 Perform = Callable[[Effect, Mark], Awaitable[None]]
 
 
@@ -99,9 +100,9 @@ class Ledger:
         return self.submit(Ticked())
 
     def sent(self, device: str, header: bytes, inner: bytes) -> None:
-        """Record a message to a device; nothing waits for it."""
+        """Record a message to a device; nothing waits for it, so it costs no sync of its own."""
         entry = Sent(at=self.now(), device=device, header=header, inner=inner)
-        self.journal.append(encode_entry(entry)).add_done_callback(_retrieve)
+        self.journal.append(encode_entry(entry), urgent=False).add_done_callback(_retrieve)
 
     async def run(self, offload: Offload, perform: Perform) -> None:
         """Make decisions durable and act on them, in order, until cancelled.
@@ -111,6 +112,12 @@ class Ledger:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.journal.run(offload), name="journal")
             tasks.create_task(self._act(perform), name="effects")
+            tasks.create_task(self._flush(), name="flush")
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self.journal.flush()
 
     async def _act(self, perform: Perform) -> None:
         while True:

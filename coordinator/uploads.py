@@ -81,30 +81,34 @@ class Uploads:
         key = device, received.transfer
         if key in self._busy:
             return None
-        if key not in self._uploads:
-            begun = [*self._uploads, *self._busy]
-            if len(begun) >= SPOOLS_MAX or sum(key[0] == device for key in begun) >= DEVICE_SPOOLS_MAX:
-                return None  # the device offers again, later
-            self._busy.add(key)
-            if self._resting.get(clear.recipient) == self._path(received):
-                del self._resting[clear.recipient]
+        if key in self._uploads:
+            self._uploads[key].heard_s = self._ports.clock.monotonic_s()
+            return self._answer(key)
+        begun = [*self._uploads, *self._busy]
+        if len(begun) >= SPOOLS_MAX or sum(owner == device for owner, _ in begun) >= DEVICE_SPOOLS_MAX:
+            return None  # the device offers again, later
+        self._busy.add(key)
+        if self._resting.get(clear.recipient) == self._path(received):
+            del self._resting[clear.recipient]
         return self._begin(key, received)
 
     async def _begin(self, key: Key, received: Envelope) -> None:
-        device, transfer = key
+        # What an earlier life of this coordinator spooled is hashed again: the file is the truth.
+        self._uploads[key] = await self._ports.offload.run(self._open, key[0], received)
+        self._busy.discard(key)
+        await self._answer(key)
+
+    async def _answer(self, key: Key) -> None:
         upload = self._uploads.get(key)
         if upload is None:
-            # What an earlier life of this coordinator spooled is hashed again: the file is the truth.
-            upload = await self._ports.offload.run(self._open, device, received)
-            self._uploads[key] = upload
-            self._busy.discard(key)
-        upload.heard_s = now_s = self._ports.clock.monotonic_s()
-        spool = upload.spool
+            return  # its last chunk came meanwhile
+        device, transfer = key
+        spool, now_s = upload.spool, self._ports.clock.monotonic_s()
         self._dispatch.tell(device, Bitmap(transfer=transfer, have=bitmap(spool.have)))
         if spool.complete:
             await self._finish(key)
         else:
-            # Of the envelope that the spool has: this one may divide the same bytes otherwise.
+            # By the first envelope, as the spool is: a later one may cut the same body otherwise.
             sealed_bytes = upload.envelope.clear.chunk_bytes + CHUNK_OVERHEAD_BYTES
             self.credits.offer(device, transfer, spool.missing(), sealed_bytes, now_s)
             self._grant()
@@ -170,7 +174,7 @@ class Uploads:
         self._busy.discard(key)
 
     def _adopt(self, name: str, spool: Spool, resting: Path | None) -> None:
-        spool.finish()
+        spool.close()
         self._bodies.adopt(name, spool.path)
         self._bodies.sync()
         if resting is not None:
@@ -196,7 +200,7 @@ class Uploads:
         """The device fell silent. One spool of a request is kept for it to go on with, the newest."""
         self._busy.add(key)
         upload = self._uploads.pop(key)
-        self.credits.lines.pop(key, None)
+        self.credits.drop(*key)
         before = self._resting.pop(upload.recipient, None)
         self._resting[upload.recipient] = upload.spool.path
         await self._ports.offload.run(upload.spool.close)

@@ -30,6 +30,10 @@ class CommandFailed(Exception):
     """A command can't be carried out; the message goes to the person as it is."""
 
 
+class Misused(CommandFailed):
+    """A command can't be used as it was typed (exit status 2)."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; the exit status."""
     arguments = _parser().parse_args(argv)
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.command(arguments)
     except (CommandFailed, Shadowed) as error:
         print(f"fedbus-agent: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, Misused) else 1
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
@@ -78,7 +82,7 @@ def _enroll(arguments: argparse.Namespace) -> None:
     from edge_agent import enrol, identity
 
     if not 0 < arguments.wait_s <= 86_400:
-        raise CommandFailed(f"--wait-s {arguments.wait_s:g}: give seconds above 0, at most 86400")
+        raise Misused(f"--wait-s {arguments.wait_s:g}: give seconds above 0, at most 86400")
     token = _token(arguments)
     ports, directory = system_ports(), arguments.dir
     try:
@@ -112,9 +116,11 @@ def _token(arguments: argparse.Namespace) -> Token:
             text = arguments.token
         return token_from_text(text)
     except OSError as error:
-        raise CommandFailed(f"{arguments.token_file}: can't be read: {error.strerror}") from error
+        text = f"token file {arguments.token_file or 'standard input'}: {error.strerror}"
+        raise Misused(f"{text}; name the file that holds the operator's token") from error
     except UnicodeDecodeError as error:
-        raise CommandFailed(f"{arguments.token_file}: is not a text file, so it holds no token") from error
+        text = f"{arguments.token_file or 'standard input'} is not text, so it holds no token"
+        raise Misused(f"{text}; name the file that holds the operator's token") from error
     except TokenRefused as error:
         raise CommandFailed(f"{error}, or ask the operator for a new one") from error
 

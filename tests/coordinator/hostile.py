@@ -15,9 +15,13 @@ from broker.system import system_ports
 from coordinator.dead_letters import DeadLetter
 from coordinator.entries import Logged, Message, Sent, Turned, decode_entry
 from schemas import events as e
+from schemas.chunks import pack_chunk
+from schemas.envelope import Envelope, Sealed
+from schemas.limits import CHUNK_BYTES_MIN
 from tests.standin import Federation, StandIn, federation, spec
 
 T = TypeVar("T", bound=e.Event)
+CHUNKED_COUNT = 3_000  # parameters of an update in three chunks of the smallest size
 
 
 async def told(device: StandIn, kind: type[T]) -> T:
@@ -87,6 +91,38 @@ class Case:
         """The files of uploads that are under way."""
         folder = self.fed.directory / "spool"
         return [folder / name for name in self.fed.ports.files.names(folder)]
+
+
+@dataclass
+class Offer:
+    """A chunked update that was offered."""
+
+    device: StandIn
+    sealed: Sealed
+    envelope: Envelope
+    chunks: list[bytes]
+
+    async def send(self, *indices: int) -> None:
+        for index in indices:
+            await self.send_as(index, self.chunks[index])
+
+    async def send_as(self, index: int, sealed: bytes) -> None:
+        await self.device.say_bytes(pack_chunk(self.envelope.transfer, index, sealed))
+
+    async def again(self) -> None:
+        """Offer the same ciphertext under a new number."""
+        self.envelope = await self.device.offer(self.sealed)
+
+
+async def offered(running: Case, device: StandIn, *, granted: bool = True) -> Offer:
+    """Offer an update of `CHUNKED_COUNT` parameters, and wait for its grant."""
+    request = await running.request(device)
+    update, content = device.update(request, np.ones(CHUNKED_COUNT, np.float32))
+    sealed, chunks = device.seal(request, update, content, chunk_bytes=CHUNK_BYTES_MIN)
+    made = Offer(device, sealed, await device.offer(sealed), chunks)
+    while granted and (await told(device, e.Grant)).transfer != made.envelope.transfer:
+        pass  # it is of an earlier offer
+    return made
 
 
 @asynccontextmanager

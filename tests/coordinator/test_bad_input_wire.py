@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from coordinator.dead_letters import RING_LETTERS_MAX
@@ -15,41 +14,16 @@ from schemas import chunks, enrolment, envelope
 from schemas import events as e
 from schemas.chunks import pack_chunk
 from schemas.codec import pack
-from schemas.envelope import MAGIC, PREFIX, Envelope
+from schemas.envelope import MAGIC, PREFIX
 from schemas.keys import Kind
-from schemas.limits import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, PROTOCOL_VERSION
-from tests.coordinator.hostile import Case, case, told
-from tests.standin import StandIn
-
-COUNT = 3_000  # three chunks of the smallest size
-CHUNK_BYTES = 4_096
+from schemas.limits import CHUNK_BYTES_MIN, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, PROTOCOL_VERSION
+from tests.coordinator.hostile import CHUNKED_COUNT, Case, case, offered, told
 
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Case]:
-    async with case(tmp_path / "c", count=COUNT) as made:
+    async with case(tmp_path / "c", count=CHUNKED_COUNT) as made:
         yield made
-
-
-@dataclass
-class Offer:
-    """A chunked update that was offered, and is granted."""
-
-    device: StandIn
-    envelope: Envelope
-    chunks: list[bytes]
-
-    async def send(self, index: int, sealed: bytes, transfer: bytes = b"") -> None:
-        await self.device.say_bytes(pack_chunk(transfer or self.envelope.transfer, index, sealed))
-
-
-async def offered(running: Case, device: StandIn, samples: int = 1) -> Offer:
-    request = await running.request(device)
-    update, content = device.update(request, np.full(COUNT, float(samples), np.float32), samples)
-    sealed, parts = device.seal(request, update, content, chunk_bytes=CHUNK_BYTES)
-    made = Offer(device, await device.offer(sealed), parts)
-    await told(device, e.Grant)
-    return made
 
 
 def garbage(whole: bytes, rng: random.Random) -> Iterator[bytes]:
@@ -89,7 +63,7 @@ async def test_garbage_on_a_device_topic_changes_nothing_and_is_counted(running:
     await rogue.say_bytes(whole)
     await running.all_looked_at()
     assert len(running.heard_of(rogue)) == heard + 1
-    await running.honest_update_folds(count=COUNT)
+    await running.honest_update_folds(count=CHUNKED_COUNT)
 
 
 async def test_a_dead_letter_is_small_whatever_its_sender_chose(running: Case) -> None:
@@ -98,7 +72,7 @@ async def test_a_dead_letter_is_small_whatever_its_sender_chose(running: Case) -
     letter = running.letter()
     assert letter.code == "malformed"
     assert max(len(letter.topic), len(letter.claimed), len(letter.text)) <= 500
-    await running.honest_update_folds(count=COUNT)
+    await running.honest_update_folds(count=CHUNKED_COUNT)
 
 
 async def test_a_message_of_a_future_version_is_answered_with_both_versions(running: Case) -> None:
@@ -116,7 +90,7 @@ async def test_a_message_of_a_future_version_is_answered_with_both_versions(runn
     await running.all_looked_at()
     assert running.dead("version") == 2
     assert "version 9" in running.letter().text
-    await running.honest_update_folds(count=COUNT)
+    await running.honest_update_folds(count=CHUNKED_COUNT)
 
 
 def _rest(clear: envelope.Clear) -> tuple[int, bytes, bytes, bytes]:
@@ -136,18 +110,18 @@ async def test_a_header_that_is_not_canonical_is_refused_though_well_signed(runn
     assert running.dead("malformed") == 1
     assert "canonical" in running.letter().text
     assert len(running.heard_of(rogue)) == heard
-    await running.honest_update_folds(count=COUNT)
+    await running.honest_update_folds(count=CHUNKED_COUNT)
 
 
 async def test_a_message_with_content_that_is_no_update_is_refused(running: Case) -> None:
     rogue, box = running.rogue, running.fed.identity.box.public
-    clear = envelope.new_clear(rogue.federation, rogue.key.public, box, 12_000, CHUNK_BYTES)
+    clear = envelope.new_clear(rogue.federation, rogue.key.public, box, 12_000, CHUNK_BYTES_MIN)
     event = e.encode_event(e.StateRequest([], 1))
     sent = await rogue.offer(envelope.seal(clear, bytes(32), box, event, (bytes(32),) * 3))
     refused = await told(rogue, e.Refusal)
     assert (refused.code, refused.transfer) == ("malformed", sent.transfer)
     assert refused.text == "only an update has content in chunks"
-    await running.honest_update_folds(count=COUNT)
+    await running.honest_update_folds(count=CHUNKED_COUNT)
 
 
 async def test_other_bytes_under_a_chunks_index_are_refused_and_the_upload_completes(
@@ -163,19 +137,17 @@ async def test_other_bytes_under_a_chunks_index_are_refused_and_the_upload_compl
         (3, first, "malformed"),  # beyond the last
     ):
         before = running.dead(code)
-        await offer.send(index, sealed)
+        await offer.send_as(index, sealed)
         await running.all_looked_at()
         assert running.dead(code) == before + 1
-    await offer.send(0, first)
-    await offer.send(0, bytes(len(first)))  # conflicting, after the right one
-    await offer.send(0, first)  # the same again
-    await offer.send(2, last)
-    await offer.send(1, second)
+    await offer.send(0)
+    await offer.send_as(0, bytes(len(first)))  # conflicting, after the right one
+    await offer.send(0, 2, 1)  # the first once more
     assert (await told(running.rogue, e.Receipt)).digest == offer.envelope.digest
     assert (await told(running.rogue, e.Verdict)).folded
     assert (running.dead("forged"), running.dead("malformed")) == (3, 3)
     assert running.spools() == []
-    await running.honest_update_folds(count=COUNT)
+    await running.honest_update_folds(count=CHUNKED_COUNT)
 
 
 async def test_a_chunk_of_another_devices_transfer_is_dropped_and_both_complete(running: Case) -> None:
@@ -185,8 +157,7 @@ async def test_a_chunk_of_another_devices_transfer_is_dropped_and_both_complete(
     await running.all_looked_at()
     assert running.dead("orphan") == 1
     for offer in (theirs, ours):
-        for index, sealed in enumerate(offer.chunks):
-            await offer.send(index, sealed)
+        await offer.send(0, 1, 2)
         assert (await told(offer.device, e.Verdict)).folded
 
 
@@ -201,6 +172,5 @@ async def test_a_flood_of_chunks_of_no_transfer_is_dropped_and_counted(running: 
     assert len(running.fed.coordinator.intake.dead.ring) == RING_LETTERS_MAX
     assert len(running.spools()) == 1  # the honest device's
     assert len(running.heard_of(running.rogue)) == heard
-    for index, sealed in enumerate(offer.chunks):
-        await offer.send(index, sealed)
+    await offer.send(0, 1, 2)
     assert (await told(running.honest, e.Verdict)).folded
