@@ -53,7 +53,8 @@ class Bodies:
             raise
 
     def adopt(self, name: str, spool: Path) -> None:
-        """Move a spool file of the same file system here; if the body is there already, remove it.
+        """Move a finished (synced) spool file of the same file system here; if the body is there already,
+        remove it.
 
         No error if it was adopted before.
         """
@@ -62,11 +63,6 @@ class Bodies:
             self._files.remove(spool)
             return
         self._files.make_dir(self._directory)
-        file = self._files.open(spool)
-        try:
-            file.sync()
-        finally:
-            file.close()
         self._files.rename(spool, path)
 
     def sync(self) -> None:

@@ -39,7 +39,6 @@ __all__ = [
     "JournalMissing",
     "JournalStopped",
     "Mark",
-    "read_entries",
 ]
 
 ENTRY_BYTES_MAX = FRAME_BYTES_MAX
@@ -162,8 +161,8 @@ class Journal:
 
         The future resolves once the entry is durable, in the same order; cancelling it does not take
         the entry back. An entry that is not ``urgent`` costs no sync of its own: it goes with the next
-        that is, or with `flush`. The future fails with `JournalStopped`. Await `room` before each append: the queue has
-        no other bound. Raises `JournalStopped`; ValueError for an entry above ``ENTRY_BYTES_MAX``.
+        that is, or with `flush`. The future fails with `JournalStopped`. Await `room` before each append:
+        the queue has no other bound. Raises `JournalStopped`; ValueError for an entry above ``ENTRY_BYTES_MAX``.
         """
         self._check_open()
         if len(data) > ENTRY_BYTES_MAX:
@@ -297,12 +296,3 @@ class Journal:
 
     def _frames(self, size: int) -> Iterator[Frame]:
         return read_frames(self._file, self._path, self._start, size)
-
-
-def read_entries(files: Files, directory: Path, federation: bytes) -> Iterator[Entry]:
-    """The entries of a journal, which is closed at the end. Errors as `Journal.open` (``read_only``)."""
-    journal = Journal.open(files, directory, federation, read_only=True)
-    try:
-        yield from journal.entries()
-    finally:
-        journal.close()

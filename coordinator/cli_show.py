@@ -61,10 +61,8 @@ def waiting(view: View, spec: JobSpec | None, directory: Path) -> list[str]:
     if round_ is None:
         wanted = f"{spec.min_reports} of them" if view["rounds_done"] else f"{spec.cohort} of them"
         late = "" if view["rounds_done"] else f", or after {spec.deadline_s:g} s with {spec.min_reports}"
-        return [
-            f"waits for devices that allow task {spec.task}: begins with {wanted}{late}; "
-            f"see `fedbus-coordinator devices list --dir {directory}`"
-        ]
+        text = f"waits for devices that allow task {spec.task}: begins with {wanted}{late}"
+        return [f"{text}; see `fedbus-coordinator devices list --dir {directory}`"]
     requests = round_["requests"]
     lines = [
         f"round {round_['round']}: {request['device']}: {request['state']}"
@@ -74,8 +72,8 @@ def waiting(view: View, spec: JobSpec | None, directory: Path) -> list[str]:
     folded = sum(request["state"] == "folded" for request in requests)
     if requests and folded < spec.min_reports and all(r["state"] not in OPEN for r in requests):
         lines.append(
-            f"round {round_['round']}: {folded} of min_reports = {spec.min_reports} updates folded, and nobody "
-            f"is left to answer: asks further devices at its deadline (deadline_s = {spec.deadline_s:g})"
+            f"round {round_['round']}: {folded} of min_reports = {spec.min_reports} folded and nobody left "
+            f"to answer: asks further devices at its deadline (deadline_s = {spec.deadline_s:g})"
         )
     return lines
 

@@ -84,11 +84,14 @@ class Folder:
         self._sum: NDArray[np.float64] = np.zeros(self._count)
         self._block: NDArray[np.float64] = np.empty(min(BLOCK, self._count))
         self._sealed = bytearray()
+        self._squares = 0.0  # of the open update's coordinates
+        self._owed = 0  # samples of the open update, if it is to be added
         self.samples = 0
         self.folded = 0
 
     def read(self, file: File, expected: Expected) -> Update:
         """Open an update into the buffer and bind it to its request. Raises `Unfit`."""
+        self._settle()
         try:
             envelope, chunks_at = read_envelope(file)
             opened = open_envelope(envelope, expected.key, expected.federation)
@@ -116,8 +119,10 @@ class Folder:
         got = clear.content_bytes if clear.chunks else len(update.inline)
         if got != len(out):
             raise Unfit(f"length: {got} bytes where {len(out)} belong")
+        self._squares = 0.0
         if not clear.chunks:
             out[:] = update.inline
+            self._measure(0, self._count)
             return
         if len(self._sealed) < clear.chunk_bytes + CHUNK_OVERHEAD_BYTES:
             self._sealed = bytearray(clear.chunk_bytes + CHUNK_OVERHEAD_BYTES)
@@ -130,26 +135,39 @@ class Folder:
             chunk_open_into(
                 opened.key, index, clear.chunks, sealed, opened.context, out[start : start + plain]
             )
+            self._measure(-(-start // 4), (start + plain) // 4)  # while it is in the processor's cache
+            if start % 4:
+                self._measure(start // 4, start // 4 + 1)  # the coordinate that the two chunks share
             at += len(sealed)
+
+    def _measure(self, begin: int, end: int) -> None:
+        """Add the squares of some coordinates, each of which is measured once."""
+        squares = self._block.view(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found in the sum
+            for start in range(begin, end, BLOCK):
+                part = self._open[start : min(start + BLOCK, end)]
+                block = squares[: len(part)]
+                np.multiply(part, part, out=block)
+                self._squares += float(block.sum())
 
     def norm(self) -> float:
         """The L2 norm of the open update; inf or nan unless every coordinate is finite and below 1e19.
 
         Squares and block sums in float32, the sum over blocks in float64: right to about 1e-6.
         """
-        total = 0.0
-        squares = self._block.view(np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found in the sum
-            for start in range(0, self._count, BLOCK):
-                part = self._open[start : start + BLOCK]
-                block = squares[: len(part)]
-                np.multiply(part, part, out=block)
-                total += float(block.sum())
-        return math.sqrt(total) if math.isfinite(total) else total
+        return math.sqrt(self._squares) if math.isfinite(self._squares) else self._squares
 
     def add(self, samples: int) -> None:
-        """Fold the open update with the weight ``samples``."""
-        weight = float(samples)
+        """Fold the open update with the weight ``samples``. Cheap: the sum is made with the next call that
+        blocks anyway, so that callers need no thread for this one."""
+        self._owed = samples
+        self.samples += samples
+        self.folded += 1
+
+    def _settle(self) -> None:
+        weight, self._owed = float(self._owed), 0
+        if not weight:
+            return
         for start in range(0, self._count, BLOCK):
             part = self._open[start : start + BLOCK]
             block = self._block[: len(part)]
@@ -157,11 +175,10 @@ class Folder:
             np.copyto(block, part)
             np.multiply(block, weight, out=block)
             np.add(total, block, out=total)
-        self.samples += samples
-        self.folded += 1
 
     def finish(self, base: bytes) -> bytearray:
         """The next model's bytes: ``base`` with its trained part moved by the weighted mean."""
+        self._settle()
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
         for start in range(0, self._count, BLOCK):
@@ -175,6 +192,7 @@ class Folder:
     def clear(self) -> None:
         """Start the next round with the same buffers."""
         self._sum.fill(0.0)
+        self._owed = 0
         self.samples = 0
         self.folded = 0
 

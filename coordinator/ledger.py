@@ -10,15 +10,16 @@ from pathlib import Path
 from broker.journal import Journal, Mark
 from broker.ports import Clock, Files, Offload
 from coordinator import receipts
+from coordinator.apply import apply
 from coordinator.core import BEHAVIOUR, step
 from coordinator.effects import Effect
 from coordinator.entries import Message, Sent, Turned, decode_entry, encode_entry
 from coordinator.inputs import AnyInput, DeviceSaid, Moment, Started, Ticked, UpdateCompleted
-from coordinator.state import Request, State, apply
+from coordinator.state import Request, State
 from coordinator.turn import Turn
 
 FOLDER = "journal"
-FLUSH_S = 1.0  # how long the record of a sent message may stay in memory
+FLUSH_S = 1.0  # how long what is not urgent may wait for its sync
 Perform = Callable[[Effect, Mark], Awaitable[None]]
 
 
@@ -63,10 +64,13 @@ class Ledger:
     def now(self) -> Moment:
         return Moment(self._run_from_s + self._clock.monotonic_s(), self._clock.wall_s())
 
-    def submit(self, input_: AnyInput, message: Message | None = None) -> asyncio.Future[Mark]:
+    def submit(
+        self, input_: AnyInput, message: Message | None = None, *, urgent: bool = True
+    ) -> asyncio.Future[Mark]:
         """Decide about ``input_``; the future resolves when facts and input are durable.
 
-        ``message`` is what is recorded in place of a device's opened message.
+        ``message`` is what is recorded in place of a device's opened message. What is not ``urgent`` is made
+        durable together with what comes next, within `FLUSH_S` at the latest.
         Raises `coordinator.turn.CommandRefused` (nothing is recorded then).
         """
         moment = self.now()
@@ -79,7 +83,7 @@ class Ledger:
             recorded: Turned = Turned(at=moment, behaviour=BEHAVIOUR, input=message, facts=turn.facts)
         else:
             recorded = Turned(at=moment, behaviour=BEHAVIOUR, input=input_, facts=turn.facts)
-        done = self.journal.append(encode_entry(recorded))
+        done = self.journal.append(encode_entry(recorded), urgent=urgent)
         self._decided.put_nowait((done, turn.effects))
         return done
 

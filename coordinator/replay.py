@@ -15,12 +15,13 @@ from typing import Any
 from broker.bodies import Bodies
 from broker.journal import Journal
 from broker.ports import Ports
+from coordinator.apply import apply
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
 from coordinator.keystore import Identity, KeyStore, load_identity
 from coordinator.ledger import FOLDER
-from coordinator.state import Job, Request, RequestState, State, apply
+from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store
 from schemas.envelope import Envelope
 from schemas.errors import WireError

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from coordinator.apply import apply
 from coordinator.effects import Effect, Tell
 from coordinator.facts import AnyFact
 from coordinator.inputs import Moment
-from coordinator.state import State, apply
+from coordinator.state import State
 from schemas.events import FromCoordinator
 
 

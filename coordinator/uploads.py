@@ -21,6 +21,7 @@ from schemas.errors import LayoutMismatch, Orphan, WireError
 from schemas.events import Bitmap, Grant
 from schemas.limits import CHUNK_OVERHEAD_BYTES, RESEND_CAP_S, RESEND_FIRST_S
 
+SMALL_CHUNK_BYTES = 64 * 1024  # takes less time to hash and write than to hand to a thread
 SPOOLS_MAX = 256  # transfers that have begun and are not complete: each is an open file
 DEVICE_SPOOLS_MAX = 8  # of one device, so that none can take the others' place
 IDLE_S = 3 * RESEND_CAP_S  # a device that is there offers again sooner
@@ -155,7 +156,10 @@ class Uploads:
                 return None  # a second copy of the last chunk
             raise Orphan("a chunk of no transfer that was offered, or of one that is complete")
         upload.heard_s = self._ports.clock.monotonic_s()
-        await self._ports.offload.run(upload.spool.accept, chunk.index, chunk.sealed)
+        if len(chunk.sealed) <= SMALL_CHUNK_BYTES:
+            upload.spool.accept(chunk.index, chunk.sealed)
+        else:
+            await self._ports.offload.run(upload.spool.accept, chunk.index, chunk.sealed)
         self.credits.arrived(device, chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
         self._grant()
         # An offer that came again meanwhile may have seen the last chunk first.
@@ -174,7 +178,7 @@ class Uploads:
         self._busy.discard(key)
 
     def _adopt(self, name: str, spool: Spool, resting: Path | None) -> None:
-        spool.close()
+        spool.finish()
         self._bodies.adopt(name, spool.path)
         self._bodies.sync()
         if resting is not None:

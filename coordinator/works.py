@@ -106,7 +106,8 @@ class Works:
         folder = self._folder(job)
         looked = await self._look(folder, job, request)
         if request.state is RequestState.RECEIVED:
-            self._ledger.submit(_checked(order, looked))
+            # With more to fold, the next verdict's sync serves this one, too.
+            self._ledger.submit(_checked(order, looked), urgent=self._queue.empty())
         # The verdict stands as soon as it is decided; what is added here is made again after a crash.
         if request.state is RequestState.FOLDED:
             if looked.problem:
@@ -115,7 +116,7 @@ class Works:
                     f"read again ({looked.problem}): the bodies in {self._directory} are damaged; "
                     f"restore them from a backup"
                 )
-            await self._ports.offload.run(folder.add, request.samples)
+            folder.add(request.samples)
         log.info(
             "update judged",
             job=job.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, NewType
 
@@ -40,6 +41,7 @@ def federation_id(root_key: bytes) -> FederationId:
     return FederationId(blake2b(root_key, digest_size=FEDERATION_BYTES, person=b"fb1.federation").digest())
 
 
+@lru_cache(maxsize=8_192)
 def key_id(public_key: bytes) -> bytes:
     """BLAKE2b-256 of a public key."""
     return blake2b(public_key, digest_size=KEY_ID_BYTES).digest()

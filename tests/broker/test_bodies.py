@@ -141,6 +141,7 @@ def test_a_power_cut_leaves_whole_bodies_only_and_all_that_were_synced(
             if spool:
                 file = files.open(Path("/spool"), create=True)
                 file.append(data)
+                file.sync()
                 bodies.adopt(name, Path("/spool"))
             else:
                 bodies.put(name, [data[:20], data[20:]])

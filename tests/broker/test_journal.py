@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.journal import Journal, JournalDamaged, JournalForeign, JournalMissing, Mark, read_entries
+from broker.journal import Journal, JournalDamaged, JournalForeign, JournalMissing, Mark
 from broker.journal_file import encode_frame
 from broker.system import system_ports
 from tests.sim.journals import (
@@ -23,6 +23,7 @@ from tests.sim.journals import (
     open_journal,
     overwrite,
     raw,
+    read_entries,
     write,
 )
 from tests.sim.machine import SimFiles

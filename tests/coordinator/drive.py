@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TypeVar
 
+from coordinator.apply import apply
 from coordinator.core import BEHAVIOUR, step
 from coordinator.effects import AnswerJoin, Commit, Effect, Fold, MakeInitial, Prepare, Tell
 from coordinator.entries import Message, Turned, decode_entry, encode_entry
@@ -31,7 +32,7 @@ from coordinator.inputs import (
     Ticked,
     UpdateCompleted,
 )
-from coordinator.state import OPEN_REQUEST, Job, JobState, Request, RequestState, State, apply
+from coordinator.state import OPEN_REQUEST, Job, JobState, Request, RequestState, State
 from coordinator.turn import Turn
 from schemas.codec import pack
 from schemas.enrolment import Join

@@ -88,5 +88,17 @@ def test_wrong_usage_has_its_own_exit_status() -> None:
     assert finished("status", "--dir").returncode == 2
 
 
+@pytest.mark.parametrize("option", [("--wait-s", "0", "-"), ("--token-file", "gone")])
+def test_an_enrolment_that_cannot_be_as_typed_is_wrong_usage_in_one_line(
+    tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    done = finished("enroll", *option, "--dir", str(tmp_path / "device"))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fedbus-agent: ")
+    assert option[1] in line
+    assert not (tmp_path / "device").exists()
+
+
 def test_keys_are_for_their_owner_only(directory: Path) -> None:
     assert (directory / identity.FILE).stat().st_mode & 0o777 == 0o600

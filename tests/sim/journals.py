@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 from hypothesis import strategies as st
 
-from broker.journal import Journal, Mark, read_entries
+from broker.journal import Entry, Journal, Mark
 from broker.journal_file import header
+from broker.ports import Files
 from tests.sim.machine import SimFiles, SimOffload
 from tests.sim.virtual_loop import run
 
@@ -17,6 +18,15 @@ HERE = Path("/state/journal")
 FEDERATION = bytes(range(16))
 Groups = list[list[bytes]]
 GROUPS = st.lists(st.lists(st.binary(max_size=40), min_size=1, max_size=4), min_size=1, max_size=5)
+
+
+def read_entries(files: Files, directory: Path, federation: bytes) -> Iterator[Entry]:
+    """The entries of a journal, which is closed at the end."""
+    journal = Journal.open(files, directory, federation, read_only=True)
+    try:
+        yield from journal.entries()
+    finally:
+        journal.close()
 
 
 def open_journal(files: SimFiles, *, read_only: bool = False) -> Journal:
