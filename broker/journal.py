@@ -162,7 +162,7 @@ class Journal:
         The future resolves once the entry is durable, in the same order; cancelling it does not take
         the entry back. An entry that is not ``urgent`` costs no sync of its own: it goes with the next
         that is, or with `flush`. The future fails with `JournalStopped`. Await `room` before each append:
-        the queue has no other bound. Raises `JournalStopped`; ValueError for an entry above ``ENTRY_BYTES_MAX``.
+        the queue has no other bound. Raises `JournalStopped`; ValueError above ``ENTRY_BYTES_MAX``.
         """
         self._check_open()
         if len(data) > ENTRY_BYTES_MAX:
