@@ -189,7 +189,7 @@ class ReconnectingBus:
                 await self._changed.wait()
 
     async def _supervise(self) -> None:
-        failures = 0
+        failures, said = 0, ""
         try:
             while True:
                 begin_s = self._clock.monotonic_s()
@@ -199,9 +199,11 @@ class ReconnectingBus:
                     self._become(refused)
                     return
                 except BusLost as lost:
-                    _log.info("%s", lost)
+                    # The same cause again is no news; every try stays visible to who looks closer.
+                    _log.log(logging.DEBUG if str(lost) == said else logging.WARNING, "%s", lost)
+                    said = str(lost)
                 if self._clock.monotonic_s() - begin_s >= STABLE_S:
-                    failures = 0
+                    failures, said = 0, ""
                 await asyncio.sleep(self._pause_s(failures))
                 failures += 1
         finally:

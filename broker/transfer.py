@@ -21,6 +21,8 @@ from schemas.limits import (
     TRANSFERS_MAX,
 )
 
+SHARES = 8  # no transfer holds more than this part of the credit
+
 
 class Spool:
     """Chunks of one transfer in a file, each at its place behind ``preamble``; checked by digest.
@@ -117,13 +119,14 @@ class Line:
     transfer: bytes
     chunk_bytes: int
     missing: set[int]
+    window: int  # chunks that may be granted at a time
     granted: set[int] = field(default_factory=set)
     heard_s: float = 0.0
 
     @property
     def hungry(self) -> bool:
         """Worth a grant: half a window is waited for, so that grants stay few."""
-        return len(self.granted) <= min(GRANT_CHUNKS_MAX // 2, len(self.missing) - 1)
+        return len(self.granted) <= min(self.window // 2, len(self.missing) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,9 @@ Key = tuple[str, bytes]  # owner, transfer
 class Credits:
     """Bytes that may be on their way, over all devices together: first come, first served.
 
-    Bounds: ``bytes_max`` granted and not yet arrived, `TRANSFERS_MAX` transfers at once, `GRANT_CHUNKS_MAX`
-    chunks each. A transfer that nothing came of for ``lease_s`` is forgotten; its device offers it again.
+    Bounds: ``bytes_max`` granted and not yet arrived, `TRANSFERS_MAX` transfers at once, each with at most
+    `GRANT_CHUNKS_MAX` chunks and one of `SHARES` parts of the bytes. A transfer that nothing came of for
+    ``lease_s`` is forgotten; its device offers it again.
     """
 
     bytes_max: int = GRANT_BYTES_MAX
@@ -158,7 +162,8 @@ class Credits:
     ) -> None:
         """A device has chunks to send. Offering again (after a break) renews its grants."""
         self.drop(owner, transfer)
-        line = Line(owner, transfer, chunk_bytes, set(missing), heard_s=now_s)
+        window = min(GRANT_CHUNKS_MAX, max(self.bytes_max // SHARES // chunk_bytes, 1))
+        line = Line(owner, transfer, chunk_bytes, set(missing), window, heard_s=now_s)
         self.lines[owner, transfer] = line
         self._queue[owner, transfer] = None
 
@@ -200,10 +205,8 @@ class Credits:
         grants = []
         for key in list(self._queue):
             line = self.lines[key]
-            room = min(
-                GRANT_CHUNKS_MAX - len(line.granted),
-                (self.bytes_max - self.granted_bytes) // line.chunk_bytes,
-            )
+            free = (self.bytes_max - self.granted_bytes) // line.chunk_bytes
+            room = min(line.window - len(line.granted), free)
             if room <= 0 or (not line.granted and self._active >= TRANSFERS_MAX):
                 continue
             fresh = sorted(line.missing - line.granted)[:room]

@@ -41,7 +41,8 @@ from schemas.ids import key_id
 from schemas.limits import MESSAGE_BYTES_MAX, TEXT_CHARS_MAX
 
 WRITES_MAX = 16  # bodies being written at the same time
-REFUSAL_EVERY_S = 30.0  # at most one refusal per device and reason in this time
+REFUSAL_EVERY_S = 30.0  # at most one refusal, and one line in the log, per device and reason in this time
+SAID_MAX = 4_096
 
 log = structlog.get_logger()
 
@@ -67,7 +68,7 @@ class Intake:
         self.uploads = Uploads(ledger, dispatch, store, bodies, ports, spool, self.completed)
         self.dead = DeadLetters()
         self._writes = asyncio.Semaphore(WRITES_MAX)
-        self._refused_at_s: dict[tuple[str, str], float] = {}
+        self._said_at_s: dict[tuple[str, str], float] = {}
 
     async def run(self, bus: Bus) -> None:
         """Read the bus until cancelled. Raises `broker.bus.BusRefused`."""
@@ -194,10 +195,18 @@ class Intake:
 
     def refuse(self, device: str, code: str, text: str, transfer: bytes) -> None:
         """Tell a device that its message was not taken; not more often than makes sense."""
-        now_s = self._ports.clock.monotonic_s()
-        if now_s - self._refused_at_s.get((device, code), -REFUSAL_EVERY_S) >= REFUSAL_EVERY_S:
-            self._refused_at_s[device, code] = now_s
+        if self._say_now(f"to {device}", code):
             self._dispatch.tell(device, Refusal(code=code, text=text[:TEXT_CHARS_MAX], transfer=transfer))
+
+    def _say_now(self, about: str, code: str) -> bool:
+        """Whether to speak about this now: not again within `REFUSAL_EVERY_S`, and in bounded memory."""
+        now_s = self._ports.clock.monotonic_s()
+        if now_s - self._said_at_s.get((about, code), -REFUSAL_EVERY_S) < REFUSAL_EVERY_S:
+            return False
+        if len(self._said_at_s) >= SAID_MAX:
+            self._said_at_s.clear()
+        self._said_at_s[about, code] = now_s
+        return True
 
     def _bury(self, delivery: Delivery, error: WireError) -> None:
         topic = delivery.topic[:TOPIC_CHARS_MAX]
@@ -209,7 +218,8 @@ class Intake:
         if isinstance(error, Replayed | TooOld | Orphan):
             log.debug("message not taken", claimed=claimed, code=error.code, cause=text)
             return
-        log.warning("message not taken", claimed=claimed, code=error.code, cause=text)
+        if self._say_now(claimed, error.code):
+            log.warning("message not taken", claimed=claimed, code=error.code, cause=text)
         if isinstance(error, UnknownVersion) and claimed in self._ledger.state.devices:
             device = topics.up_device(delivery.topic, self._identity.federation)
             self.refuse(device, error.code, text, b"")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 import select
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from msgspec.structs import replace
 from broker.system import system_ports
 from edge_agent import cli, presence
 from edge_agent.identity import IdentityError, adopt, load, save
+from edge_agent.ledger import RequestState
 from schemas import work
 from schemas.enrolment import Member, open_welcome, token_to_text
 from schemas.errors import Forged
@@ -23,7 +26,8 @@ from schemas.keys import SigningKey
 from tests.edge_agent.answering import AnsweringBus
 from tests.edge_agent.door import Door, refused
 from tests.edge_agent.federation import Federation
-from tests.edge_agent.party import CONFIG, HERE, UPDATE_KEY, Party
+from tests.edge_agent.party import CONFIG, HERE, UPDATE_KEY, Party, settled, tiny_model
+from tests.sim.virtual_loop import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -248,3 +252,25 @@ def test_identity_file_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str
     line = one_line(capsys.readouterr().err.splitlines())
     assert "identity: damaged" in line
     assert "backup" in line
+
+
+def test_garbage_on_the_down_topic_changes_nothing() -> None:
+    async def play() -> None:
+        draw = random.Random(0)
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            real = await coordinator.request(tiny_model(party.federation))
+            await settled(party, RequestState.RECEIPTED)
+            before = party.machine.files.read(HERE / "ledger")
+            for start in (b"", b"FBE1", b"FBC1", b"FBW1"):
+                for size in (0, 1, 5, 70, 600, 5_000):
+                    await coordinator.send_raw(start + draw.randbytes(size))
+            for cut in range(0, len(real), 37):
+                await coordinator.send_raw(real[:cut])
+                await coordinator.send_raw(real[:cut] + bytes([real[cut] ^ 1]) + real[cut + 1 :])
+            await asyncio.sleep(100)
+            assert party.machine.files.read(HERE / "ledger") == before
+            await coordinator.request(tiny_model(party.federation, version=1), number=2)
+            await coordinator.until(lambda: len(party.worker.orders) == 2)
+
+    run(play)
