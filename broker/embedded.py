@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import json
 import os
 import signal
@@ -26,25 +25,21 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from broker.bus import BusError
+from broker.local_port import HOST, answers, free_port
 from broker.ports import Entropy, Files, Ports, write_atomic
 
 START_DEADLINE_S = 20.0
 STOP_DEADLINE_S = 5.0
 KILL_DEADLINE_S = 2.0
 RELEASE_DEADLINE_S = 2.0
-PROBE_DEADLINE_S = 2.0
 POLL_S = 0.02
 SALT_BYTES = 16
-HOST = "127.0.0.1"
-
-# CONNECT of a protocol level that no broker speaks, and the refusal (CONNACK 1) that every MQTT broker
-# answers: a handshake that leaves no session and needs no user.
-_PROBE = b"\x10\x0c\x00\x04MQTT\x03\x02\x00\x05\x00\x00"
-_PROBE_ANSWER = b"\x20\x02\x00\x01"
+LOG_BYTES_MAX = 1 << 20
 
 
 def write_user(
@@ -136,10 +131,17 @@ class EmbeddedBroker:
         record = self._read_record()
         return self._port if record is None else record.port
 
+    def alive(self) -> bool:
+        """Whether our broker's process lives. Cheap, and the broker does not notice: unlike `ensure`, this
+        does not connect."""
+        record = self._read_record()
+        return record is not None and self._find(record) != 0
+
     async def ensure(self) -> None:
         """Return once our broker accepts connections: the one that lives, or a new one on the same port.
 
-        Raises `BusError` when the port belongs to another program or the broker does not come up.
+        Raises `BusError` when the port belongs to another program, amqtt is not installed, or the broker
+        does not come up.
         """
         record = self._read_record()
         if record is not None and self._find(record):
@@ -164,10 +166,16 @@ class EmbeddedBroker:
                         await asyncio.sleep(POLL_S)
 
     async def _start(self, port: int) -> None:
+        if find_spec("amqtt") is None:
+            raise BusError(
+                "embedded broker: amqtt is not installed; `pip install 'fedbus[demo]'` brings it, "
+                "or use a broker of your own (mqtt://host:port)"
+            )
         # A broker of ours that was just killed holds its port for a moment longer than its command line.
-        port = await _free_port(port, 0.0 if self._read_record() is None else RELEASE_DEADLINE_S)
+        port = await free_port(port, 0.0 if self._read_record() is None else RELEASE_DEADLINE_S)
         self._ports.files.make_dir(self._directory)
         record = _Record(pid=0, port=port, nonce=self._ports.entropy.random_bytes(16).hex())
+        self._bound_log()
         # Before the start, so that a broker whose starter dies right now is found by its nonce.
         self._write_record(record)
         argv = [sys.executable, "-P", "-m", "broker.embedded", "--detach", "--nonce", record.nonce]
@@ -181,11 +189,20 @@ class EmbeddedBroker:
             raise BusError(f"embedded broker: did not start on port {port}; {self._log_path} says why")
         self._write_record(_Record(pid=self._find(record), port=port, nonce=record.nonce))
 
+    def _bound_log(self) -> None:
+        if self._ports.files.exists(self._log_path):
+            file = self._ports.files.open(self._log_path)
+            try:
+                if file.size() > LOG_BYTES_MAX:
+                    file.truncate(0)
+            finally:
+                file.close()
+
     async def _comes_up(self, record: _Record) -> bool:
         """Wait until it answers; False if it ends first or takes too long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(START_DEADLINE_S):
-                while not await _answers(record.port):
+                while not await answers(record.port):
                     if not self._find(record):
                         return False
                     await asyncio.sleep(POLL_S)
@@ -225,46 +242,9 @@ class EmbeddedBroker:
         write_atomic(self._ports.files, self._record_path, json.dumps(asdict(record)).encode() + b"\n")
 
 
-async def _free_port(port: int, patience_s: float) -> int:
-    """The port itself, or any for 0. Raises `BusError` if it is still taken after the patience."""
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + patience_s
-    while True:
-        try:
-            server = await asyncio.start_server(lambda _reader, _writer: None, HOST, port)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE and loop.time() < deadline_s:
-                await asyncio.sleep(POLL_S)
-                continue
-            raise BusError(
-                f"embedded broker: cannot listen on port {port}: {error.strerror or error}; "
-                "stop the program that uses it, or choose another port"
-            ) from error
-        free: int = server.sockets[0].getsockname()[1]
-        server.close()
-        await server.wait_closed()
-        return free
-
-
 def _environment() -> dict[str, str]:
     """Ours, and of our packages the very same ones."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-
-
-async def _answers(port: int) -> bool:
-    """Whether an MQTT broker answers on the port."""
-    try:
-        async with asyncio.timeout(PROBE_DEADLINE_S):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            try:
-                writer.write(_PROBE)
-                return await reader.readexactly(len(_PROBE_ANSWER)) == _PROBE_ANSWER
-            finally:
-                writer.close()
-                with suppress(OSError):
-                    await writer.wait_closed()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError):
-        return False
 
 
 def _become_daemon() -> None:

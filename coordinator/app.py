@@ -48,6 +48,7 @@ from coordinator.works import Works
 from schemas.ids import DeviceId
 from schemas.limits import TICK_S
 
+LOOK_S = 0.5  # how late a deadline may be noticed
 log = structlog.get_logger()
 
 
@@ -74,6 +75,7 @@ class Coordinator:
         self.intake = Intake(
             self.ledger, identity, self._dispatch, self._store, bodies, ports, directory / "spool"
         )
+        self._farewells: asyncio.Queue[DeviceId] = asyncio.Queue()  # bounded by the devices
         self.commands = Commands(self.ledger, identity, config, access, self.intake, ports)
 
     async def run(self, *, listen: bool = True) -> None:
@@ -86,6 +88,7 @@ class Coordinator:
             await self._start()
             tasks.create_task(self.intake.run(self._bus), name="intake")
             tasks.create_task(self._keep_time(), name="time")
+            tasks.create_task(self._shut_out(), name="farewells")
             if listen:
                 tasks.create_task(control.serve(self._directory, self.commands.handle), name="control")
             log.info("serving", directory=str(self._directory), entries=self.ledger.journal.count)
@@ -93,7 +96,7 @@ class Coordinator:
     async def _start(self) -> None:
         for job in self.ledger.state.jobs.values():
             if job.state not in ENDED_JOB and job.versions and job.epoch:
-                await self._works.offer(job, job.epoch)
+                self._store.restore(job.id, job.versions[-1].number)
         await self.ledger.submit(Started())
 
     async def _perform(self, effect: Effect, mark: Mark) -> None:
@@ -101,16 +104,24 @@ class Coordinator:
             case Fold() | Commit() | Prepare() | MakeInitial():
                 self._works.order(effect)
             case ShutOut():
-                await self._access.shut_out(DeviceId(effect.device))
+                self._farewells.put_nowait(DeviceId(effect.device))
             case _:
                 self._dispatch.perform(effect, mark)
+
+    async def _shut_out(self) -> None:
+        """A revoked device is told so before the broker lets it in no more."""
+        while True:
+            device = await self._farewells.get()
+            await self._dispatch.told(device)
+            await self._access.shut_out(device)
 
     async def _keep_time(self) -> None:
         ticked_s = -math.inf
         while True:
-            now_s = self.ledger.now().run_s
-            due_s = next_deadline_run_s(list(self.ledger.state.jobs.values()), ticked_s)
-            await asyncio.sleep(TICK_S if due_s is None else min(max(due_s - now_s, 0.0), TICK_S))
-            if any(job.state is JobState.RUNNING for job in self.ledger.state.jobs.values()):
-                ticked_s = self.ledger.now().run_s
+            await asyncio.sleep(LOOK_S)
+            now_s, jobs = self.ledger.now().run_s, list(self.ledger.state.jobs.values())
+            due_s = next_deadline_run_s(jobs, ticked_s)
+            running = any(job.state is JobState.RUNNING for job in jobs)
+            if (due_s is not None and due_s <= now_s) or (running and now_s - ticked_s >= TICK_S):
+                ticked_s = now_s
                 await self.ledger.tick()

@@ -36,6 +36,8 @@ def _apply(fact: f.Fact, state: State, run_s: float) -> None:
 
 @_apply.register
 def _(fact: f.Invited, state: State, run_s: float) -> None:
+    for token in state.tokens.values():
+        token.void |= token.device == fact.device and not token.join
     state.tokens[fact.token] = TokenRecord(fact.token_key, fact.device, fact.entity, fact.expires_wall_s)
 
 
@@ -145,6 +147,8 @@ def _(fact: f.UpdateReceived, state: State, run_s: float) -> None:
 @_apply.register
 def _(fact: f.UpdateJudged, state: State, run_s: float) -> None:
     request = state.jobs[fact.job].requests[fact.device, fact.request]
+    # An update that was folded is rejected after all when its job ends before its round did.
+    state.devices[fact.device].folded += fact.folded - (request.state is RequestState.FOLDED)
     request.state = RequestState.FOLDED if fact.folded else RequestState.REJECTED
     request.reason, request.norm, request.samples = fact.reason, fact.norm, fact.samples
     request.train_s, request.evaluation = fact.train_s, fact.evaluation

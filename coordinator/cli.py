@@ -131,6 +131,24 @@ def invite(
     print(f"on device {device}: fedbus-agent enroll --token-file FILE --dir DIR", file=sys.stderr)
 
 
+@app.command()
+def status(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
+    """Show how the serving coordinator does, and what it refused."""
+    from coordinator.cli_state import ask
+
+    view = ask(directory, {"op": "status"})
+    if as_json:
+        print_json(view)
+        return
+    print(f"federation {view['federation']} on {view['broker']}, up for {view['run_s']:.0f} s in all")
+    print(f"journal: {view['journal_index']} entries, head {view['journal_head'][:16]}")
+    for what in ("dead_letters", "dropped_messages"):
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(view[what].items()))
+        print(f"{what.replace('_', ' ')}: {counts or 'none'}")
+    for letter in view["newest_dead_letters"]:
+        print(f"  {letter['code']} from {letter['claimed']!r}: {letter['text']}")
+
+
 @devices.command("list")
 def list_devices(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
     """List all devices."""

@@ -128,6 +128,7 @@ class Commands:
             "journal_head": journal.head.hex(),
             "run_s": self._ledger.now().run_s,
             "dead_letters": dict(dead.counts),
+            "dropped_messages": dict(self._intake.dropped),
             "newest_dead_letters": [
                 {
                     "claimed": letter.claimed,

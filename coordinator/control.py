@@ -18,7 +18,7 @@ from broker.bus import BusError
 from broker.journal import JournalError
 
 SOCKET = "control.sock"
-LINE_BYTES_MAX = 4 << 20
+LINE_BYTES_MAX = 64 << 20
 PATH_BYTES_MAX = 100  # of a Unix socket's name (108 on Linux, with the end and a margin)
 Handle = Callable[[dict[str, Any]], Awaitable[Any]]
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
+
+from msgspec.structs import replace as replace_field
 
 from broker.bus import Bus, BusLost
 from broker.journal import Mark
@@ -20,10 +24,11 @@ from schemas.chunks import pack_chunk
 from schemas.enrolment import Welcome, seal_welcome
 from schemas.events import Event, Receipt, TrainingRequest, encode_event
 from schemas.ids import DeviceId
-from schemas.jobs import LocalSettings
 from schemas.keys import Certificate, Kind, open_key_set, sign_struct
 from schemas.limits import CHUNK_BYTES_DEFAULT, RESEND_CAP_S, RESEND_FIRST_S
 
+TOLD_S = 2.0
+PULLERS = 4  # chunks on their way to devices at the same time
 LANES = 8  # senders side by side; one device's messages stay on one lane, in order
 LANE_MESSAGES_MAX = 4_096
 DEVICE_MESSAGES_MAX = 256  # of one device in its lane, so that none can take the others' place
@@ -47,14 +52,16 @@ class Dispatch:
         self._keys = keys
         self._identity = identity
         self._offload = offload
-        self._lanes: list[asyncio.Queue[tuple[str, Event | bytes | SendChunks]]] = [
+        self._lanes: list[asyncio.Queue[tuple[str, Event | bytes]]] = [
             asyncio.Queue(LANE_MESSAGES_MAX) for _ in range(LANES)
         ]
         self._sent_at_run_s: dict[tuple[str, str, int], tuple[float, float]] = {}
         self._queued: Counter[str] = Counter()
+        self._pulls: asyncio.Queue[SendChunks] = asyncio.Queue()  # at most one per device
+        self._pulling: set[str] = set()
         self.dropped: Counter[str] = Counter()
 
-    def tell(self, device: str, event: Event | bytes | SendChunks) -> None:
+    def tell(self, device: str, event: Event | bytes) -> None:
         """Queue a message to a device. Over the bounds it is dropped and counted: devices ask again."""
         if self._queued[device] >= DEVICE_MESSAGES_MAX:
             self.dropped[device] += 1
@@ -65,6 +72,19 @@ class Dispatch:
             self._queued[device] += 1
         except asyncio.QueueFull:
             self.dropped[device] += 1
+
+    def _pull(self, pull: SendChunks) -> None:
+        """Queue chunks that a device pulled; while some are queued, it waits for those."""
+        if pull.device not in self._pulling:
+            self._pulling.add(pull.device)
+            self._pulls.put_nowait(replace(pull, chunks=tuple(sorted(set(pull.chunks)))))
+
+    async def told(self, device: str) -> None:
+        """Wait until nothing is queued for a device, but not for long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TOLD_S):
+                while self._queued[device]:  # noqa: ASYNC110 - rare, and short
+                    await asyncio.sleep(0.05)
 
     def perform(self, effect: Tell | AnswerJoin | SendRequest | SendReceipt | SendChunks, mark: Mark) -> None:
         """Carry out an effect that is a message."""
@@ -87,7 +107,7 @@ class Dispatch:
                     ),
                 )
             case SendChunks():
-                self.tell(effect.device, effect)
+                self._pull(effect)
 
     def _welcome(self, effect: AnswerJoin) -> bytes:
         join, identity = effect.join, self._identity
@@ -131,15 +151,7 @@ class Dispatch:
         previous = job.versions[-2].model if len(job.versions) > 1 else NO_VERSION
         offered = self._store.offer(job_id, version.number, version.model, previous, job.epoch)
         spec = job.spec
-        local = LocalSettings(
-            epochs=spec.local.epochs,
-            batch_size=spec.local.batch_size,
-            learning_rate=spec.local.learning_rate,
-            momentum=spec.local.momentum,
-            weight_decay=spec.local.weight_decay,
-            steps_max=spec.local.steps_max,
-            seed=_seed(spec.seed, job_id, device, request.round),
-        )
+        local = replace_field(spec.local, seed=_seed(spec.seed, job_id, device, request.round))
         return TrainingRequest(
             job=job_id,
             request=number,
@@ -174,6 +186,8 @@ class Dispatch:
         async with asyncio.TaskGroup() as tasks:
             for number, lane in enumerate(self._lanes):
                 tasks.create_task(self._send(bus, lane), name=f"send-{number}")
+            for number in range(PULLERS):
+                tasks.create_task(self._send_pulled(bus), name=f"chunks-{number}")
             tasks.create_task(self._resend(), name="resend")
 
     async def _resend(self) -> None:
@@ -181,7 +195,7 @@ class Dispatch:
             await asyncio.sleep(RESEND_FIRST_S / 2)
             self.resend_due()
 
-    async def _send(self, bus: Bus, lane: asyncio.Queue[tuple[str, Event | bytes | SendChunks]]) -> None:
+    async def _send(self, bus: Bus, lane: asyncio.Queue[tuple[str, Event | bytes]]) -> None:
         while True:
             device, what = await lane.get()
             self._queued[device] -= 1
@@ -191,8 +205,6 @@ class Dispatch:
             try:
                 if isinstance(what, bytes):
                     await bus.publish(topic, what)
-                elif isinstance(what, SendChunks):
-                    await self._send_chunks(bus, topic, what)
                 else:
                     await self._send_event(bus, topic, device, what)
             except BusLost:
@@ -206,17 +218,29 @@ class Dispatch:
         self._ledger.sent(device_id, envelope.header_bytes, encode_event(_without_secrets(event)))
         await bus.publish(topic, envelope.to_bytes())
 
-    async def _send_chunks(self, bus: Bus, topic: str, pull: SendChunks) -> None:
-        offered = self._store.by_transfer.get(pull.transfer)
-        device = self._ledger.state.devices[pull.device]
-        if offered is None or device.state is not DeviceState.ACTIVE:
-            return
-        if pull.device not in self._ledger.state.jobs[offered.manifest.job].newest:
-            return  # never asked to train this job, so none of its models is for it
-        for index in pull.chunks:
+    async def _send_pulled(self, bus: Bus) -> None:
+        """One chunk for each device in turn, so that none waits for another's whole model."""
+        while True:
+            pull = await self._pulls.get()
+            offered = self._store.by_transfer.get(pull.transfer)
+            device = self._ledger.state.devices[pull.device]
+            # A device that was never asked to train this job gets none of its models.
+            known = offered and pull.device in self._ledger.state.jobs[offered.manifest.job].newest
+            if offered is None or not known or device.state is not DeviceState.ACTIVE:
+                self._pulling.discard(pull.device)
+                continue
+            index, rest = pull.chunks[0], pull.chunks[1:]
+            topic = topics.down(self._identity.federation, DeviceId(pull.device))
             if index < len(offered.manifest.chunks):
-                sealed = await self._offload.run(self._store.read_chunk, offered, index)
-                await bus.publish(topic, pack_chunk(pull.transfer, index, sealed))
+                try:
+                    sealed = await self._offload.run(self._store.read_chunk, offered, index)
+                    await bus.publish(topic, pack_chunk(pull.transfer, index, sealed))
+                except BusLost:
+                    rest = ()  # it pulls again after it reconnects
+            if rest:
+                self._pulls.put_nowait(replace(pull, chunks=rest))
+            else:
+                self._pulling.discard(pull.device)
 
 
 def _seed(seed: int, job: str, device: str, round_: int) -> int:
@@ -228,5 +252,4 @@ def _seed(seed: int, job: str, device: str, round_: int) -> int:
 def _without_secrets(event: Event) -> Event:
     if not isinstance(event, TrainingRequest):
         return event
-    fields = {name: getattr(event, name) for name in event.__struct_fields__}
-    return TrainingRequest(**fields | {"job_key": bytes(32)})
+    return replace_field(event, job_key=bytes(32))

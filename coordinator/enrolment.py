@@ -14,7 +14,10 @@ from schemas.keys import Kind, verify
 
 
 def invite(turn: Turn, command: Invite) -> None:
-    """A token was made for a device. Raises `CommandRefused` if the device is a member."""
+    """A token was made for a device; an earlier one that was not used yet is void.
+
+    Raises `CommandRefused` if the device is a member.
+    """
     device = turn.state.devices.get(command.device)
     if device and device.state is not DeviceState.REVOKED:
         raise CommandRefused(
@@ -67,7 +70,7 @@ def _why_not(turn: Turn, asked: JoinAsked, token: TokenRecord | None) -> str:
         return f"the token for device {token.device} was used already, with other keys; {again}"
     if token.void:
         # Spent or not: neither its keys nor a second token made before may bring a revoked device back.
-        return f"device {token.device} was revoked after this token was made; {again}"
+        return f"device {token.device} was revoked, or invited again, after this token was made; {again}"
     if token.join:
         return ""
     if turn.moment.wall_s > token.expires_wall_s:

@@ -38,7 +38,7 @@ from schemas.errors import (
 )
 from schemas.events import Refusal, Stale, Update, decode_from_device
 from schemas.ids import key_id
-from schemas.limits import MESSAGE_BYTES_MAX, TEXT_CHARS_MAX
+from schemas.limits import MESSAGE_BYTES_MAX, SMALL_BODY_BYTES_MAX, TEXT_CHARS_MAX
 
 WRITES_MAX = 16  # bodies being written at the same time
 REFUSAL_EVERY_S = 30.0  # at most one refusal, and one line in the log, per device and reason in this time
@@ -67,6 +67,7 @@ class Intake:
         self._ports = ports
         self.uploads = Uploads(ledger, dispatch, store, bodies, ports, spool, self.completed)
         self.dead = DeadLetters()
+        self.dropped = dispatch.dropped
         self._writes = asyncio.Semaphore(WRITES_MAX)
         self._said_at_s: dict[tuple[str, str], float] = {}
 
@@ -139,6 +140,8 @@ class Intake:
         device.window.check(received.order)
         if received.clear.chunks:
             raise Malformed("only an update has content in chunks")
+        if len(received.body) > SMALL_BODY_BYTES_MAX:
+            raise Malformed(f"a body of {len(received.body)} bytes; {SMALL_BODY_BYTES_MAX} may travel here")
         event = decode_from_device(
             open_envelope(received, self._identity.box, self._identity.federation).inner
         )

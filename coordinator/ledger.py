@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from broker.journal import Journal, Mark
 from broker.ports import Clock, Files, Offload
@@ -14,10 +17,12 @@ from coordinator.apply import apply
 from coordinator.core import BEHAVIOUR, step
 from coordinator.effects import Effect
 from coordinator.entries import Message, Sent, Turned, decode_entry, encode_entry
+from coordinator.facts import AnyFact, Heard
 from coordinator.inputs import AnyInput, DeviceSaid, Moment, Started, Ticked, UpdateCompleted
 from coordinator.state import Request, State
 from coordinator.turn import Turn
 
+log = structlog.get_logger()
 FOLDER = "journal"
 FLUSH_S = 1.0  # how long what is not urgent may wait for its sync
 Perform = Callable[[Effect, Mark], Awaitable[None]]
@@ -85,7 +90,28 @@ class Ledger:
             recorded = Turned(at=moment, behaviour=BEHAVIOUR, input=input_, facts=turn.facts)
         done = self.journal.append(encode_entry(recorded), urgent=urgent)
         self._decided.put_nowait((done, turn.effects))
+        if log.is_enabled_for(logging.INFO):
+            for fact in turn.facts:
+                self._say(fact)
         return done
+
+    def _say(self, fact: AnyFact) -> None:
+        """A line for people, with job, round, device and request where the fact has them."""
+        if isinstance(fact, Heard):
+            return
+        fields: dict[str, str | int | float] = {}
+        for name in fact.__struct_fields__:
+            value = getattr(fact, name)
+            if isinstance(value, bytes):
+                value = value.hex()[:16]
+            elif isinstance(value, list):
+                value = len(value)
+            if isinstance(value, str | int | float) and value != "":
+                fields[name] = value
+        if "request" in fields and (job := self.state.jobs.get(str(fields["job"]))):
+            request = job.requests.get((str(fields["device"]), int(fields["request"])))
+            fields |= {"round": request.round} if request else {}
+        log.info(str(fact.__struct_config__.tag).replace("-", " "), **fields)
 
     def answer_again(self, job: str, request: Request) -> None:
         """Answer for an update that was received before. Behind all earlier decisions, so never too soon."""

@@ -11,7 +11,7 @@ import math
 
 from coordinator import facts as f
 from coordinator.cohort import eligible, select
-from coordinator.effects import Commit, Fold, MakeInitial, Prepare, SendRequest
+from coordinator.effects import Commit, Fold, MakeInitial, Prepare, SendRequest, ShutOut
 from coordinator.inputs import Cancel, Committed, Prepared, Submit, WorkFailed
 from coordinator.state import (
     ENDED_JOB,
@@ -175,6 +175,9 @@ def _extend(turn: Turn, job: Job, round_: Round, wanted: int) -> None:
             devices=devices,
         )
     )
+    for request in round_.requests:
+        if request.state in OPEN_REQUEST:
+            turn.order(SendRequest(job.id, request.device, request.number))  # it may have lost its answer
     if devices:
         _prepare(turn, job, round_.number, devices)
 
@@ -210,6 +213,9 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
 
 def resume(turn: Turn) -> None:
     """After a start: order again what was ordered and has no outcome."""
+    for device in turn.state.devices.values():
+        if device.state is DeviceState.REVOKED:
+            turn.order(ShutOut(device.id))
     for job in turn.state.jobs.values():
         if job.state is JobState.PREPARING:
             turn.order(MakeInitial(job.id))

@@ -80,7 +80,8 @@ async def _keep_alive(broker: EmbeddedBroker) -> None:
     """Start our own broker again when it was killed; raises `broker.bus.BusError` when that fails."""
     while True:
         await asyncio.sleep(BROKER_CHECK_S)
-        await broker.ensure()
+        if not broker.alive():
+            await broker.ensure()
 
 
 async def _stop(broker: EmbeddedBroker | None) -> None:

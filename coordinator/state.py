@@ -53,7 +53,7 @@ class TokenRecord:
     entity: str
     expires_wall_s: float
     join: bytes = b""  # digest of the join that spent it
-    void: bool = False  # its device was revoked since
+    void: bool = False  # its device was revoked since, or invited again
 
 
 @dataclass(slots=True)
@@ -68,6 +68,7 @@ class Device:
     state: DeviceState = DeviceState.JOINED
     window: Window = field(default_factory=Window)
     status: DeviceStatus | None = None
+    folded: int = 0  # updates, over all jobs
 
 
 @dataclass(slots=True)

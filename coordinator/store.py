@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from broker.ports import Files, write_atomic
 from coordinator.keystore import Identity, KeyStore
 from schemas.envelope import chunk_count
@@ -101,6 +103,19 @@ class Store:
             self._forget_old(job, version)
         return known
 
+    def restore(self, job: str, version: int) -> None:
+        """After a restart: what was offered of a version, under any epoch, may still be pulled."""
+        for name in self._files.names(self._folder / job):
+            number, _, rest = name.partition(".")
+            epoch, _, kind = rest.partition(".")
+            if (
+                kind == "manifest"
+                and int(number) == version
+                and (offered := self._load(job, version, int(epoch)))
+            ):
+                self._offered[job, version, int(epoch)] = offered
+                self.by_transfer[offered.manifest.transfer()] = offered
+
     def _forget_old(self, job: str, newest: int) -> None:
         """Devices may still pull the version before; older ones nobody trains on any more."""
         for key in [key for key in self._offered if key[0] == job and key[1] < newest - 1]:
@@ -141,7 +156,7 @@ class Store:
             aead_seal(key, index, count, plain[index * size : (index + 1) * size], context)
             for index in range(count)
         ]
-        manifest = _with_chunks(manifest, [sha256(chunk).digest() for chunk in sealed])
+        manifest = replace(manifest, chunks=[sha256(chunk).digest() for chunk in sealed])
         path = self._folder / job / f"{version:06d}.{epoch:06d}.manifest"
         self._write(path.with_suffix(".chunks"), sealed)
         self._files.sync_dir(path.parent)  # so that no manifest is ever there without its chunks
@@ -167,8 +182,3 @@ class Store:
             file.sync()
         finally:
             file.close()
-
-
-def _with_chunks(manifest: Manifest, digests: list[bytes]) -> Manifest:
-    fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
-    return Manifest(**fields | {"chunks": digests})

@@ -24,7 +24,7 @@ from schemas.limits import CHUNK_OVERHEAD_BYTES, RESEND_CAP_S, RESEND_FIRST_S
 SMALL_CHUNK_BYTES = 64 * 1024  # takes less time to hash and write than to hand to a thread
 SPOOLS_MAX = 256  # transfers that have begun and are not complete: each is an open file
 DEVICE_SPOOLS_MAX = 8  # of one device, so that none can take the others' place
-IDLE_S = 3 * RESEND_CAP_S  # a device that is there offers again sooner
+IDLE_S = 15 * RESEND_CAP_S  # on the slowest of links, a chunk may take minutes
 
 Key = tuple[str, bytes]  # device, transfer
 
@@ -192,9 +192,10 @@ class Uploads:
         """Take back grants that nothing came of, and let go of what no device goes on with."""
         while True:
             await asyncio.sleep(RESEND_FIRST_S)
-            now_s = self._ports.clock.monotonic_s()
-            for key in [key for key, upload in self._uploads.items() if now_s - upload.heard_s > IDLE_S]:
-                await self._rest(key)
+            for key in list(self._uploads):
+                upload = self._uploads.get(key)  # resting one takes a while: this one may be complete by now
+                if upload and self._ports.clock.monotonic_s() - upload.heard_s > IDLE_S:
+                    await self._rest(key)
             for recipient in [recipient for recipient in self._resting if not self._wanted(recipient)]:
                 self._ports.files.remove(self._resting.pop(recipient))
             self.credits.expire(self._ports.clock.monotonic_s())

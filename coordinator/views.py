@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import Any
 
 from broker.journal import Journal
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import RequestsIssued, UpdateJudged, VersionCommitted
-from coordinator.state import Job, RequestState, State
+from coordinator.state import Job, State
 
 View = dict[str, Any]
 
@@ -24,12 +25,7 @@ def devices(state: State) -> list[View]:
             "cores": device.status.cores if device.status else None,
             "memory_bytes": device.status.memory_bytes if device.status else None,
             "tasks": device.status.tasks if device.status else [],
-            "folded": sum(
-                request.state is RequestState.FOLDED
-                for job in state.jobs.values()
-                for request in job.requests.values()
-                if request.device == device.id
-            ),
+            "folded": device.folded,
         }
         for _, device in sorted(state.devices.items())
     ]
@@ -81,29 +77,33 @@ def history(journal: Journal, name: str) -> list[View]:
     ``overhead_s`` is from the publishing of the round's requests to the commit of its version, less the
     slowest device's time inside the task's ``train``.
     """
-    rounds: list[View] = []
-    issued_run_s = 0.0
-    reports: list[UpdateJudged] = []
+    commits: list[tuple[VersionCommitted, float]] = []
+    issued_run_s: dict[int, float] = {}  # by round
+    round_of: dict[tuple[str, int], int] = {}  # by device and request
+    reports: dict[int, list[UpdateJudged]] = {}
     for logged in journal.entries():
         entry = decode_entry(logged.data)
         for fact in entry.facts if isinstance(entry, Turned) else ():
             if getattr(fact, "job", None) != name:
                 continue
-            if isinstance(fact, RequestsIssued) and not reports:
-                issued_run_s = entry.at.run_s
+            if isinstance(fact, RequestsIssued):
+                issued_run_s.setdefault(fact.round, entry.at.run_s)
+                round_of |= {(request.device, request.number): fact.round for request in fact.requests}
             elif isinstance(fact, UpdateJudged):
-                reports.append(fact)
+                reports.setdefault(round_of[fact.device, fact.request], []).append(fact)
             elif isinstance(fact, VersionCommitted) and fact.round:
-                rounds.append(_round(fact, reports, entry.at.run_s - issued_run_s))
-                reports = []
-    return rounds
+                commits.append((fact, entry.at.run_s - issued_run_s[fact.round]))
+    # Last, because a round's late updates are judged after its commit.
+    return [_round(fact, reports.get(fact.round, []), round_s) for fact, round_s in commits]
 
 
 def _round(fact: VersionCommitted, reports: list[UpdateJudged], round_s: float) -> View:
     folded = [report for report in reports if report.folded]
     slowest_s = max((report.train_s for report in folded), default=0.0)
     samples = sum(report.samples for report in folded)
-    scores = [(r.samples, r.evaluation["accuracy"]) for r in folded if "accuracy" in r.evaluation]
+    # What devices report is theirs: it may be missing, and it may be no number.
+    scores = [(r.samples, r.evaluation.get("accuracy", math.nan)) for r in folded]
+    scores = [(count, score) for count, score in scores if math.isfinite(score)]
     weight = sum(count for count, _ in scores)
     return {
         "round": fact.round,

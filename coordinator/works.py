@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import structlog
-
 from broker.bodies import Bodies
 from broker.ports import Ports
 from broker.worker import WorkerFailed, WorkerLink
@@ -21,10 +19,10 @@ from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
+from schemas.errors import LayoutMismatch
 from schemas.ids import key_id
 from schemas.work import Made, Make, Problem
 
-log = structlog.get_logger()
 Work = Fold | Commit | Prepare | MakeInitial
 
 
@@ -117,15 +115,6 @@ class Works:
                     f"restore them from a backup"
                 )
             folder.add(request.samples)
-        log.info(
-            "update judged",
-            job=job.id,
-            round=request.round,
-            device=request.device,
-            request=request.number,
-            verdict=request.state.value,
-            reason=request.reason,
-        )
 
     def _folder(self, job: Job) -> Folder:
         round_ = job.round.number if job.round else 0
@@ -168,7 +157,6 @@ class Works:
                 samples=folder.samples,
             )
         )
-        log.info("version committed", job=job.id, round=order.round, version=version, model=model.hex()[:16])
 
     def _finish(self, folder: Folder, job: str, base: bytes) -> bytes:
         return self._store.put_model(job, [folder.finish(self._store.model(job, base))])
@@ -191,10 +179,13 @@ class Works:
         except WorkerFailed as error:
             made = Problem(code=error.code, text=str(error))
         if not isinstance(made, Made):
-            log.error("no initial model", job=job.id, cause=made.text)
             self._ledger.submit(WorkFailed(job=job.id, text=f"no initial model: {made.text}"))
             return
-        self._store.put_layout(made.layout)
+        try:
+            self._store.put_layout(made.layout)
+        except LayoutMismatch as error:
+            self._ledger.submit(WorkFailed(job=job.id, text=f"no initial model: {error}"))
+            return
         data = await self._ports.offload.run(self._ports.files.read, draft)
         model = await self._ports.offload.run(self._store.put_model, job.id, [data])
         self._ports.files.remove(draft)

@@ -8,16 +8,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge_agent.origin import Shadowed, check_origin
-
-if TYPE_CHECKING:
-    from edge_agent.app import Agent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,13 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(directory: Path, *, verbose: bool) -> int:
     # Only now: check_origin looked at what these import.
-    from broker.bus import BusError
+    from broker import service
+    from broker.bus import BusError, BusRefused
     from broker.ports import LockHeld
     from broker.system import system_ports
     from edge_agent import config, identity, logs
     from edge_agent.app import Agent, RevokedHere
     from edge_agent.ledger import LedgerError
     from edge_agent.presence import Machine, bus_for
+    from schemas.limits import STOP_S
 
     ports = system_ports()
     try:
@@ -55,32 +52,20 @@ def _serve(directory: Path, *, verbose: bool) -> int:
             )
             bus = bus_for(own, settings, ports)
             agent = Agent(directory, settings, ports, bus, own, machine=machine)
-            asyncio.run(_until_told(agent))
+            asyncio.run(service.run(agent.run, stop_deadline_s=STOP_S))
     except LockHeld as error:
         return _failed(f"another agent runs on this directory: {error}")
+    except BusRefused as error:
+        return _failed(
+            f"device {own.device}: the broker refuses its login: it was probably revoked, or its password "
+            f"replaced by a newer invitation; ask the operator for a new token "
+            f"(`fedbus-coordinator invite {own.device}`) and enrol in a new directory ({error})"
+        )
     except (identity.IdentityError, config.ConfigError, LedgerError, RevokedHere, BusError) as error:
         return _failed(str(error))
     except OSError as error:
         return _failed(f"{directory}: {error}; correct the cause (space, permissions) and start again")
     return 0
-
-
-async def _until_told(agent: Agent) -> None:
-    from edge_agent.failures import first_failure
-    from schemas.limits import STOP_S
-
-    loop = asyncio.get_running_loop()
-    with first_failure():
-        async with asyncio.TaskGroup() as group:
-            running = group.create_task(agent.run(), name="agent")
-
-            def stop() -> None:
-                running.cancel()
-                # A clean end is a courtesy: everything that matters is durable already.
-                loop.call_later(STOP_S, os._exit, 1)
-
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, stop)
 
 
 def _failed(text: str) -> int:

@@ -16,12 +16,12 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from broker import service
 from broker.bus import Bus, BusLost, Connected, Delivery
 from broker.mailbox import Mailbox, Sequencer
 from broker.ports import Ports
 from edge_agent import tasks
 from edge_agent.config import Config
-from edge_agent.failures import first_failure
 from edge_agent.identity import SEQUENCE_FILE, Identity, save
 from edge_agent.ledger import Ledger, RequestKey, RequestState
 from edge_agent.listen import Ears, Gate
@@ -35,6 +35,8 @@ from schemas.errors import Replayed, WireError
 log: Final = logging.getLogger("fedbus.agent")
 
 ANSWERS_MAX: Final = 256
+PASSING: Final = frozenset({"orphan", "replayed", "sender", "stale", "version"})
+"""Refusals after which the same update may be taken later; after all others it never is."""
 
 
 class RevokedHere(Exception):
@@ -88,13 +90,15 @@ class Agent:
         self._refuse_revoked()
         self._recover()
         log.info("device %s of federation %s starts", self._identity.device, self._identity.federation.hex())
-        with first_failure():
+        try:
             async with self._bus, asyncio.TaskGroup() as group:
                 group.create_task(self._listen(), name="listen")
                 group.create_task(self._presence.run(), name="presence")
                 group.create_task(self._send_answers(), name="answers")
                 group.create_task(self._outbox.run(), name="outbox")
                 group.create_task(self._trainer.run(), name="trainer")
+        except BaseExceptionGroup as group_error:
+            raise service.innermost(group_error) from group_error
 
     def _refuse_revoked(self) -> None:
         if self._ledger.data.revoked:
@@ -222,11 +226,15 @@ class Agent:
 
     def _refused(self, event: events.Refusal) -> None:
         entry = self._outbox.by_transfer(event.transfer)
-        extra = _fields(entry.key) if entry else {}
-        log.warning("the coordinator refused a message (%s): %s", event.code, event.text, extra=extra)
-        if event.code == "closed" and entry is not None:
-            self._ledger.settle(entry.key, RequestState.CLOSED)
-            self._outbox.remove(entry.key)
+        if entry is None or event.code in PASSING:
+            extra = _fields(entry.key) if entry else {}
+            log.warning("the coordinator refused a message (%s): %s", event.code, event.text, extra=extra)
+            return
+        level = logging.WARNING if event.code == "closed" else logging.ERROR
+        text = "the coordinator refused an update for good (%s): %s"
+        log.log(level, text, event.code, event.text, extra=_fields(entry.key))
+        self._ledger.settle(entry.key, RequestState.CLOSED)
+        self._outbox.remove(entry.key)
 
     def _enrolled(self) -> None:
         if not self._identity.active:

@@ -56,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     enroll = commands.add_parser("enroll", help="become a member of a federation with an operator's token")
     enroll.add_argument("token", nargs="?", help="the token; - or nothing: read it from standard input")
-    enroll.add_argument("--token-file", type=Path, help="read the token from this file")
+    enroll.add_argument(
+        "--token-file",
+        type=Path,
+        help="read the token from this file (what is typed, the process list shows to others)",
+    )
     enroll.add_argument("--wait-s", type=float, default=60.0, help="how long to wait for the coordinator")
     enroll.add_argument("--broker", default="", help="reach the broker by this URL, not by the token's")
     enroll.set_defaults(command=_enroll)
@@ -126,7 +130,7 @@ def _token(arguments: argparse.Namespace) -> Token:
 
 
 async def _join(ports: Ports, directory: Path, own: Identity, arguments: argparse.Namespace) -> Identity:
-    from broker.bus import BusError
+    from broker.bus import BusError, BusRefused
     from edge_agent import enrol
     from edge_agent.config import Config
     from edge_agent.presence import bus_for
@@ -144,6 +148,12 @@ async def _join(ports: Ports, directory: Path, own: Identity, arguments: argpars
         ) from error
     except TokenRefused as error:
         raise CommandFailed(f"device {own.device}: refused: {error}") from error
+    except BusRefused as error:
+        raise CommandFailed(
+            f"device {own.device}: the broker refuses the login in this token: it was probably replaced by a "
+            f"newer invitation, or the device was revoked; enrol with the newest token, or ask the operator "
+            f"for one (`fedbus-coordinator invite {own.device}`) ({error})"
+        ) from error
     except BusError as error:
         raise CommandFailed(f"device {own.device}: {error} (broker {_without_login(url)})") from error
 

@@ -15,10 +15,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from broker import service
 from broker.bus import Bus, BusLost, Connected, Delivery
 from broker.mailbox import Mailbox, Sequencer, read
 from broker.ports import Ports
-from edge_agent.failures import first_failure
 from edge_agent.identity import SEQUENCE_FILE, Identity, adopt, load_any, save
 from schemas.enrolment import WELCOME_MAGIC, Token, open_welcome, seal_join, token_to_text
 from schemas.envelope import parse
@@ -72,8 +72,10 @@ async def enrol(ports: Ports, directory: Path, identity: Identity, bus: Bus) -> 
     Waits as long as it takes: callers set a deadline. May be repeated after any failure. Raises
     `TokenRefused` (definitely not enrolled), `broker.bus.BusRefused`.
     """
-    with first_failure():
+    try:
         return await _enrol(ports, directory, identity, bus)
+    except BaseExceptionGroup as group_error:
+        raise service.innermost(group_error) from group_error
 
 
 async def _enrol(ports: Ports, directory: Path, identity: Identity, bus: Bus) -> Identity:

@@ -142,7 +142,7 @@ def load(files: Files, directory: Path) -> Identity:
         cause = "the enrolment was not finished" if identity else "no device is enrolled here"
         raise IdentityError(
             f"{directory}: {cause}; ask the operator for a token and run "
-            f"`fedbus-agent enroll TOKEN --dir {directory}`"
+            f"`fedbus-agent enroll --token-file FILE --dir {directory}`"
         )
     try:
         identity.keys()

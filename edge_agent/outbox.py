@@ -49,6 +49,8 @@ class Entry:
         self.update = update
         self.granted: list[int] = []
         self.offer_now = True
+        self.heard_s = 0.0
+        """When it was offered, or something granted, last."""
         self.changed = asyncio.Event()
 
     @property
@@ -73,6 +75,7 @@ class Outbox:
 
     def __init__(self, ports: Ports, directory: Path, mailbox: Mailbox, topic: str) -> None:
         self._files = ports.files
+        self._clock = ports.clock
         self._entropy = ports.entropy
         self._folder = directory / DIR
         self._mailbox = mailbox
@@ -134,6 +137,7 @@ class Outbox:
             count = entry.update.clear.chunks
             fresh = [index for index in chunks if index < count and index not in entry.granted]
             entry.granted.extend(fresh)
+            entry.heard_s = self._clock.monotonic_s()
             entry.changed.set()
 
     def by_transfer(self, transfer: bytes) -> Entry | None:
@@ -159,12 +163,14 @@ class Outbox:
         while self._holds(entry):
             entry.changed.clear()
             try:
-                if entry.offer_now:
-                    entry.offer_now = False
-                    await self._offer(entry)
+                await self._offer_if_due(entry)
                 while entry.granted and self._holds(entry):
                     await self._send_chunk(entry, entry.granted.pop(0))
                     delay_s = RESEND_FIRST_S
+                    if self._clock.monotonic_s() - entry.heard_s >= RESEND_CAP_S:
+                        # On a slow link; the coordinator may have put the upload aside and needs a new offer.
+                        entry.offer_now = True
+                    await self._offer_if_due(entry)
             except BusLost:
                 entry.granted.clear()
                 entry.offer_now = True
@@ -181,6 +187,12 @@ class Outbox:
 
     def _holds(self, entry: Entry) -> bool:
         return self._entries.get(entry.key) is entry
+
+    async def _offer_if_due(self, entry: Entry) -> None:
+        if entry.offer_now and self._holds(entry):
+            entry.offer_now = False
+            entry.heard_s = self._clock.monotonic_s()
+            await self._offer(entry)
 
     async def _offer(self, entry: Entry) -> None:
         body = self._files.read(entry.folder / work.BODY_FILE)

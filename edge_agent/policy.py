@@ -34,6 +34,8 @@ def objection(
         return decline(request, "policy", f"{text}; they may add it to policy.tasks in agent.toml")
     if request.task not in installed:
         text = f"task {request.task} is not installed here; installed: {', '.join(installed) or 'none'}"
+        if not installed:
+            text += "; without PyTorch there is none: `pip install 'fedbus[agent]'` on the device"
         return decline(request, "task", text)
     if policy.power == "battery" and not policy.train_on_battery:
         text = "this device runs on battery and its owner does not allow training then"

@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import math
 import os
-import select
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import torch
-from torch import nn
-
 from broker.ports import Clock, File, Ports
 from broker.system import system_ports
-from edge_agent import tasks
+from edge_agent import orders, tasks
 from edge_agent.sealer import open_model, seal_update
 from edge_agent.tasks import Task, TaskError
-from edge_agent.tensors import layout_of, load, load_parameters, model_parts, subtract_base
 from schemas import work
 from schemas.errors import WireError
 from schemas.events import Metrics, Update, Vector
 from schemas.models import DELTA
+
+try:
+    import torch
+    from torch import nn
+
+    from edge_agent.tensors import layout_of, load, load_parameters, model_parts, subtract_base
+except ImportError as error:
+    if __name__ != "__main__":
+        raise
+    orders.serve_without_torch(error)
+    raise SystemExit from error
 
 if TYPE_CHECKING:
     from schemas.jobs import LocalSettings, TaskConfig
@@ -208,20 +214,9 @@ def _load_data(task: Task, path: str) -> Any:
 
 def serve() -> None:
     """Take orders until our input ends."""
-    orders, replies = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    parent = select.poll()
-    parent.register(orders, select.POLLIN)
-    worker = Worker(system_ports(), parent)
-    with os.fdopen(orders, "rb") as source, os.fdopen(replies, "wb") as target:
-        while head := source.read(work.FRAME.size):
-            (size,) = work.FRAME.unpack(head)
-            order = work.decode_order(source.read(size))
-            target.write(work.encode(worker.carry_out(order)))
-            target.flush()
+    ports = system_ports()
+    orders.serve(lambda parent: Worker(ports, parent).carry_out)
 
 
 if __name__ == "__main__":

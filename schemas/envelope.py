@@ -263,8 +263,9 @@ def open_envelope(envelope: Envelope, reader: BoxKey, federation: bytes) -> Open
     commitment(key, b"fb1.commit", context, envelope.header.seal.commitment)
     sealed_bytes = len(envelope.body) - clear.chunks * DIGEST_BYTES
     padded = aead_open(encryption, INNER_INDEX, clear.chunks, envelope.body[:sealed_bytes], context)
-    if len(padded) < LENGTH.size or (size := LENGTH.unpack_from(padded)[0]) > len(padded) - LENGTH.size:
-        raise Forged("the inner document is shorter than it says")
+    size = LENGTH.unpack_from(padded)[0] if len(padded) >= LENGTH.size else -1
+    if len(padded) != -(-(LENGTH.size + size) // INNER_PAD_BYTES) * INNER_PAD_BYTES:
+        raise Forged("the inner document has another size than it says")
     return Opened(padded[LENGTH.size : LENGTH.size + size], encryption, context, chunk_digests(envelope))
 
 

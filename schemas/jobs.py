@@ -9,6 +9,7 @@ import msgspec
 
 from schemas.errors import JobRefused
 from schemas.ids import checked_name
+from schemas.limits import COHORT_MAX
 
 Scalar = str | int | float | bool | None
 TaskConfig = dict[str, Scalar | list[str | int | float]]
@@ -77,6 +78,11 @@ def checked_job(spec: JobSpec) -> JobSpec:
         raise JobRefused(str(error)) from error
     if not TASK_NAME.fullmatch(spec.task):
         raise JobRefused(f"job {spec.name}: task {spec.task!r} is not a name of a task")
+    if spec.cohort * spec.over_selection > COHORT_MAX:
+        raise JobRefused(
+            f"job {spec.name}: cohort {spec.cohort} times over_selection {spec.over_selection:g} is more "
+            f"than {COHORT_MAX} devices in a round; lower one of them"
+        )
     if spec.min_reports > spec.cohort:
         raise JobRefused(
             f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "

@@ -13,6 +13,8 @@ SUITE_XCHACHA20: Final = 1  # X25519 sealed box, XChaCha20-Poly1305, Ed25519, BL
 HEADER_BYTES_MAX: Final = KIB
 INNER_PAD_BYTES: Final = 256
 BODY_BYTES_MAX: Final = 2 * MIB  # inner (64 KiB of parameters or a manifest) and up to 32,768 chunk hashes
+SMALL_BODY_BYTES_MAX: Final = 128 * KIB  # of a device's message that is no update
+LAYOUT_BYTES_MAX: Final = MIB  # it travels in a request, beside a manifest
 INLINE_BYTES_MAX: Final = 48 * KIB  # content that travels inside the body, without a grant
 CHUNK_BYTES_DEFAULT: Final = MIB
 CHUNK_BYTES_MIN: Final = 4 * KIB
@@ -30,6 +32,8 @@ MSGPACK_ITEMS_MAX: Final = 65_536
 MSGPACK_STRING_BYTES_MAX: Final = 64 * KIB
 TENSORS_MAX: Final = 10_000
 PARAMETERS_MAX: Final = 2_000_000_000
+
+COHORT_MAX: Final = 10_000  # devices asked in one round
 
 # Replay protection.
 SEQ_MAX: Final = 2**63 - 1  # of the 64 bits that it has: databases and most languages count so far

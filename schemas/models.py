@@ -25,7 +25,7 @@ from schemas.errors import Forged, LayoutMismatch
 from schemas.events import ChunkBytes, Digest, Name, Number, Text
 from schemas.ids import TRANSFER_BYTES
 from schemas.keys import Kind, SigningKey, open_struct, sign_struct
-from schemas.limits import CHUNKS_MAX, CONTENT_BYTES_MAX, PARAMETERS_MAX, TENSORS_MAX
+from schemas.limits import CHUNKS_MAX, CONTENT_BYTES_MAX, LAYOUT_BYTES_MAX, PARAMETERS_MAX, TENSORS_MAX
 from schemas.sealing import derive
 
 ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -81,6 +81,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
         order = {"trained": 0, "frozen": 1, "counter": 2}
         roles = [order[tensor.role] for tensor in self.tensors]
         names = [tensor.name for tensor in self.tensors] + list(self.aliases)
+        if len(pack(self)) > LAYOUT_BYTES_MAX:
+            raise LayoutMismatch(
+                f"the layout takes {len(pack(self))} bytes, of which {LAYOUT_BYTES_MAX} may travel: "
+                f"use fewer tensors or shorter names"
+            )
         if roles != sorted(roles):
             raise LayoutMismatch("the layout's tensors are not ordered trained, frozen, counter")
         if len(set(names)) != len(names):

@@ -49,6 +49,11 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     inline_max: int
     cpu_share: float = 1.0
 
+    def __repr__(self) -> str:
+        """Without the job's key."""
+        job, version = self.manifest.job, self.manifest.version
+        return f"Train(task={self.task!r}, job={job!r}, version={version}, request={self.request})"
+
 
 class Make(msgspec.Struct, frozen=True, kw_only=True, tag="make"):
     """Write the first model of a job to ``out``, its bytes in layout order.

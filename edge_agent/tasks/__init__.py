@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from schemas.jobs import LocalSettings, Scalar
@@ -92,7 +93,9 @@ class Task(Protocol):
 
 
 def installed() -> list[str]:
-    """Names of the installed tasks, sorted. Imports none of them."""
+    """Names of the installed tasks, sorted; none without PyTorch. Imports none of them."""
+    if find_spec("torch") is None:
+        return []
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 

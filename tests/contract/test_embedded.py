@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from broker.bus import BusError, BusRefused, Connected
-from broker.embedded import EmbeddedBroker, remove_user
+from broker.embedded import LOG_BYTES_MAX, EmbeddedBroker, remove_user
 from broker.system import system_ports
 from tests.contract.transports import EmbeddedTransport
 
@@ -176,6 +176,45 @@ async def test_after_a_kill_the_broker_comes_back_on_its_port_and_clients_reconn
         assert await a.connected() == Connected(2)
         await a.publish("x", b"again")
         assert [d.payload for d in await a.take(1)] == [b"again"]
+
+
+async def test_whether_it_lives_is_seen_without_connecting(own: EmbeddedBroker) -> None:
+    assert not own.alive()
+    await own.ensure()
+    assert own.alive()
+    pid = recorded(own)["pid"]
+    assert isinstance(pid, int)
+    # Stopped, it would accept connections but answer none.
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert own.alive()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await own.stop()
+    assert not own.alive()
+
+
+async def test_a_log_that_grew_too_long_is_begun_anew_at_the_next_start(
+    own: EmbeddedBroker, tmp_path: Path
+) -> None:
+    log = tmp_path / "broker.log"
+    log.write_bytes(b"short\n")
+    await own.ensure()
+    assert log.read_bytes().startswith(b"short\n")
+    await own.stop()
+    with log.open("ab") as file:
+        file.truncate(LOG_BYTES_MAX + 1)
+    await own.ensure()
+    assert log.stat().st_size < LOG_BYTES_MAX
+
+
+async def test_without_amqtt_the_extra_that_brings_it_is_named(
+    own: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "amqtt", None)
+    with pytest.raises(BusError, match=r"amqtt is not installed; `pip install 'fedbus\[demo\]'`"):
+        await own.ensure()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_broker_outlives_the_kill_of_its_starter_and_is_found_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from schemas.codec import pack
 from schemas.envelope import MAGIC, PREFIX
 from schemas.keys import Kind
 from schemas.limits import CHUNK_BYTES_MIN, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, PROTOCOL_VERSION
+from schemas.sealing import INNER_INDEX, aead_seal, derive, seal_key
 from tests.coordinator.hostile import CHUNKED_COUNT, Case, case, offered, told
 
 
@@ -174,3 +176,24 @@ async def test_a_flood_of_chunks_of_no_transfer_is_dropped_and_counted(running: 
     assert len(running.heard_of(running.rogue)) == heard
     await offer.send(0, 1, 2)
     assert (await told(running.honest, e.Verdict)).folded
+
+
+async def test_a_message_that_is_padded_without_need_or_measure_is_refused(running: Case) -> None:
+    rogue = running.rogue
+    assert rogue.member is not None
+    box = rogue.member.key_set.box
+    inner = e.encode_event(e.Accept(job="job", request=99))
+    clear = envelope.new_clear(rogue.federation, rogue.key.public, box)
+    key, context = envelope.content_key(bytes(32), clear)
+    for size in (512, 200_000):
+        padded = (envelope.LENGTH.pack(len(inner)) + inner).ljust(size, b"\0")
+        body = aead_seal(key, INNER_INDEX, 0, padded, context)
+        seal = envelope.Seal(
+            seal_key(bytes(32), box), derive(bytes(32), b"fb1.commit", context), sha256(body).digest()
+        )
+        await rogue.offer(envelope.Sealed(clear, seal, body))
+    await running.all_looked_at()
+    assert running.dead("forged") == 1
+    assert running.dead("malformed") == 1
+    assert len(running.log()) < 100
+    await running.honest_update_folds(count=CHUNKED_COUNT)

@@ -254,3 +254,13 @@ def test_a_job_that_waits_for_devices_needs_no_timer_once_its_patience_is_over()
     assert next_deadline_run_s(jobs, drive.run_s) == 100
     drive.tick(100)
     assert next_deadline_run_s(jobs, drive.run_s) is None
+
+
+def test_at_the_deadline_who_accepted_and_was_not_heard_of_since_is_asked_again() -> None:
+    drive = started(("a", "b"), cohort=2, min_reports=2)
+    for device in ("a", "b"):
+        drive.say(device, Accept(job="job", request=1))
+    drive.update("b")
+    drive.settle()
+    turn = drive.tick(100_000)
+    assert ordered(turn, SendRequest) == [SendRequest("job", "a", 1)]

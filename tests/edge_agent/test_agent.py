@@ -222,9 +222,48 @@ def test_an_update_whose_request_was_closed_long_ago_is_dropped() -> None:
             await coordinator.request(tiny_model(party.federation))
             await coordinator.until(lambda: coordinator.offers)
             transfer = coordinator.offers[-1].transfer
-            await coordinator.send(e.Refusal(code="other", text="no reason to stop", transfer=transfer))
             await coordinator.send(e.Refusal(code="closed", text="too late", transfer=transfer))
             await settled(party, RequestState.CLOSED)
             assert party.names("outbox") == []
+
+    run(play)
+
+
+@pytest.mark.parametrize("code", ["layout", "recipient", "malformed"])
+def test_an_update_that_is_refused_for_good_is_offered_no_more_and_the_log_says_why(
+    code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            await coordinator.request(tiny_model(party.federation))
+            await coordinator.until(lambda: coordinator.offers)
+            refusal = e.Refusal(code=code, text="4 bytes too long", transfer=coordinator.offers[-1].transfer)
+            await coordinator.send(refusal)
+            await settled(party, RequestState.CLOSED)
+            assert party.names("outbox") == []
+            offered = len(coordinator.offers)
+            await asyncio.sleep(1_000)
+            assert len(coordinator.offers) == offered
+
+    run(play)
+    (error,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert f"({code}): 4 bytes too long" in error.getMessage()
+
+
+@pytest.mark.parametrize("code", ["stale", "version"])
+def test_an_update_that_may_be_taken_later_is_offered_on(code: str) -> None:
+    async def play() -> None:
+        party = Party()
+        async with party.coordinator() as coordinator, party.device():
+            coordinator.receipts = False
+            await coordinator.request(tiny_model(party.federation))
+            await coordinator.until(lambda: coordinator.offers)
+            offer = coordinator.offers[-1]
+            await coordinator.send(e.Refusal(code=code, text="not now", transfer=offer.transfer))
+            await coordinator.until(lambda: len(coordinator.offers) == 4)
+            await coordinator.receipt()
+            await settled(party, RequestState.RECEIPTED)
 
     run(play)

@@ -8,12 +8,13 @@ import random
 import select
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from broker.bus import BusRefused, Connected, Delivery
 from broker.system import system_ports
 from edge_agent import cli, presence
 from edge_agent.identity import IdentityError, adopt, load, save
@@ -195,6 +196,27 @@ def test_no_coordinator_answers(
     assert "run the same command again" in line
 
 
+class RefusingBus(AnsweringBus):
+    """The broker knows the user by another password."""
+
+    async def incoming(self) -> AsyncIterator[Delivery | Connected]:
+        yield Connected(1)
+        raise BusRefused("mqtt test: Not authorized")
+
+
+def test_token_replaced_by_a_second_invitation(
+    tmp_path: Path,
+    federation: Federation,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(presence, "bus_for", lambda *_: RefusingBus(federation))
+    assert enroll(tmp_path, token_to_text(federation.token())) == 1
+    line = one_line(capsys.readouterr().err.splitlines())
+    for words in ("press-07", "newer invitation", "fedbus-coordinator invite press-07", "Not authorized"):
+        assert words in line
+
+
 def test_root_substituted(federation: Federation) -> None:
     own = federation.member()
     thief = SigningKey.from_seed(bytes(32))
@@ -243,7 +265,7 @@ def test_device_not_enrolled(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["status", "--dir", str(tmp_path)]) == 1
     line = one_line(capsys.readouterr().err.splitlines())
     assert "no device is enrolled here" in line
-    assert f"fedbus-agent enroll TOKEN --dir {tmp_path}" in line
+    assert f"fedbus-agent enroll --token-file FILE --dir {tmp_path}" in line
 
 
 def test_identity_file_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

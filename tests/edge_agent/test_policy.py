@@ -23,6 +23,12 @@ def test_task_not_installed() -> None:
     refused(gate.admit(door.request(door.model())), "task", "vision is not installed", "tabular")
 
 
+def test_no_task_installed_at_all_names_the_usual_cause() -> None:
+    door = Door()
+    gate = Gate(door.party.machine.files, door.party.identity, door.ledger, CONFIG, list)
+    refused(gate.admit(door.request(door.model())), "task", "PyTorch", "pip install 'fedbus[agent]'")
+
+
 def test_training_not_allowed_on_battery() -> None:
     door = Door()
     policy = replace(CONFIG.policy, power="battery")

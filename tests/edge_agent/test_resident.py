@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +84,38 @@ def test_its_state_can_be_looked_at_while_it_runs(running: subprocess.Popen[str]
     assert state["running_pid"] == running.pid
     assert (state["connected"], state["requests"], state["outbox"], state["verdict"]) == ("", [], [], None)
     assert "press-07" in finished("status", "--dir", str(directory)).stdout
+
+
+class RefusesEveryLogin(socketserver.StreamRequestHandler):
+    """An MQTT broker's answer to a wrong password: CONNACK 5."""
+
+    def handle(self) -> None:
+        self.rfile.read(1)
+        self.wfile.write(b"\x20\x02\x00\x05")
+        self.connection.shutdown(socket.SHUT_WR)
+        self.rfile.read()
+
+
+def test_a_login_that_the_broker_refuses_is_told_as_a_likely_revocation(directory: Path) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), RefusesEveryLogin) as broker:
+        serving = threading.Thread(target=broker.serve_forever)
+        serving.start()
+        try:
+            url = f"mqtt://127.0.0.1:{broker.server_address[1]}"
+            identity.save(system_ports().files, directory, replace(Federation().member(), urls=[url]))
+            done = finished("run", "--dir", str(directory))
+        finally:
+            broker.shutdown()
+            serving.join()
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    for words in (
+        "device press-07",
+        "probably revoked",
+        "fedbus-coordinator invite press-07",
+        "new directory",
+    ):
+        assert words in line
 
 
 def test_wrong_usage_has_its_own_exit_status() -> None:

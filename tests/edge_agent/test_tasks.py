@@ -55,6 +55,12 @@ def test_a_task_that_cannot_be_had_is_refused_with_the_remedy(name: str, text: s
         tasks.find(name)
 
 
+@pytest.mark.usefixtures("plug_in")
+def test_without_torch_no_task_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert tasks.installed() == []
+
+
 def test_looking_for_tasks_imports_neither_torch_nor_numpy() -> None:
     check = "import sys; sys.exit(bool({'torch', 'numpy'} & {*sys.modules}))"
     code = f"from edge_agent import tasks; tasks.installed(); {check}"

@@ -49,6 +49,21 @@ async def test_a_worker_that_dies_leaves_its_last_words(link: WorkerLink, tmp_pa
     assert failed.value.code == "worker"
 
 
+async def test_a_worker_without_torch_says_so_with_the_remedy_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    order = work.Make(job=JOB, task="vision", config=CONFIG, seed=5, out=str(tmp_path / "model.bin"))
+    async with WorkerLink(system_ports(), tmp_path / "log", Limits(time_s_max=100)) as link:
+        for _ in range(2):
+            reply = await link.call(order)
+            assert isinstance(reply, work.Problem)
+            assert reply.code == "task"
+            assert "No module named 'torch'" in reply.text
+            assert "pip install 'fedbus[agent]'" in reply.text
+
+
 def test_a_worker_whose_parent_is_gone_stops_training(tmp_path: Path) -> None:
     layout = tiny_layout()
     model = Federation().model(layout, bytes(layout.model_bytes))
@@ -99,6 +114,14 @@ def test_orders_and_replies_survive_the_frame() -> None:
     assert struct.unpack(">I", packed[:4]) == (len(packed) - 4,)
     assert work.decode_order(packed[4:]) == order
     assert work.decode_reply(work.encode(work.Made(layout=layout))[4:]) == work.Made(layout=layout)
+
+
+def test_an_order_shown_in_a_log_does_not_show_the_jobs_key(tmp_path: Path) -> None:
+    layout = tiny_layout()
+    order = train_order(Federation().model(layout, bytes(layout.model_bytes)), tmp_path, tmp_path)
+    assert "request=1" in repr(order)
+    assert repr(order.job_key) not in repr(order)
+    assert order.job_key.hex() not in repr(order)
 
 
 def tiny_layout() -> Layout:
