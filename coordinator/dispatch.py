@@ -22,7 +22,7 @@ from coordinator.store import NO_VERSION, Store
 from schemas import topics
 from schemas.chunks import pack_chunk
 from schemas.enrolment import Welcome, seal_welcome
-from schemas.events import Event, Receipt, TrainingRequest, encode_event
+from schemas.events import Event, Receipt, Refusal, TrainingRequest, encode_event
 from schemas.ids import DeviceId
 from schemas.keys import Certificate, Kind, open_key_set, sign_struct
 from schemas.limits import CHUNK_BYTES_DEFAULT, RESEND_CAP_S, RESEND_FIRST_S
@@ -228,6 +228,8 @@ class Dispatch:
             known = offered and pull.device in self._ledger.state.jobs[offered.manifest.job].newest
             if offered is None or not known or device.state is not DeviceState.ACTIVE:
                 self._pulling.discard(pull.device)
+                text = "this model is not offered; ask for your state"
+                self.tell(pull.device, Refusal(code="closed", text=text, transfer=pull.transfer))
                 continue
             index, rest = pull.chunks[0], pull.chunks[1:]
             topic = topics.down(self._identity.federation, DeviceId(pull.device))

@@ -229,6 +229,8 @@ class Agent:
         if entry is None or event.code in PASSING:
             extra = _fields(entry.key) if entry else {}
             log.warning("the coordinator refused a message (%s): %s", event.code, event.text, extra=extra)
+            if event.code == "closed":
+                self._presence.ask()  # a model that we pull: is its request still open?
             return
         level = logging.WARNING if event.code == "closed" else logging.ERROR
         text = "the coordinator refused an update for good (%s): %s"

@@ -229,7 +229,8 @@ class Stale(Event, frozen=True, tag="stale"):
 
 class Refusal(Event, frozen=True, tag="refusal"):
     """Either side: a message of yours was not taken. ``code`` as in errors.py, or ``closed``: forget the
-    update named by ``transfer``, its request was closed too long ago to be known.
+    update named by ``transfer``, its request was closed too long ago to be known; or, for a model that you
+    pull, ask for your state.
     """
 
     code: Text
