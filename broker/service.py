@@ -12,6 +12,9 @@ from contextlib import suppress
 from typing import Final
 
 STOP_DEADLINE_S: Final = 10.0
+SAME_SIGNAL_S: Final = 1.0
+"""A signal this soon after the first is the same wish: the kernel repeats a parent's death signal for each
+of the parent's threads, and a terminal's Ctrl-C comes from the terminal and from the parent."""
 STOPPED_TOO_LATE: Final = 1
 NOTIFY_SOCKET: Final = "NOTIFY_SOCKET"
 
@@ -27,14 +30,17 @@ async def run(
     """Await ``serve()`` until it ends, or SIGTERM or SIGINT comes: then it is cancelled.
 
     Returns after a clean end; what ``serve`` raises is raised here. If its cleanup takes longer than
-    ``stop_deadline_s``, or a second signal comes, the process ends at once with status 1: everything that
-    must survive is durable before it counts, so that loses nothing. Tells systemd ``STOPPING=1``.
+    ``stop_deadline_s``, or a second signal comes later than `SAME_SIGNAL_S`, the process ends at once with
+    status 1: everything that must survive is durable before it counts, so that loses nothing. Tells systemd
+    ``STOPPING=1``.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    asked_s: list[float] = []
 
     def stop_asked() -> None:
-        if stop.is_set():
+        asked_s.append(loop.time())
+        if asked_s[-1] - asked_s[0] >= SAME_SIGNAL_S:
             _end_at_once("a second signal came")
         stop.set()
 

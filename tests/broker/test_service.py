@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,39 @@ asyncio.run(service.run(serve, stop_deadline_s=0.1))
     )
     assert done.returncode == service.STOPPED_TOO_LATE
     assert "the clean end took longer than 0.1 s" in done.stderr
+
+
+SLOW = """
+import asyncio, sys
+from broker import service
+
+async def serve():
+    print("up", flush=True)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("stopping", flush=True)
+        await asyncio.sleep(float(sys.argv[1]))
+        print("clean", flush=True)
+
+asyncio.run(service.run(serve))
+"""
+
+
+@pytest.mark.parametrize(
+    ("cleanup_s", "gap_s", "status", "end"), [(1.5, 0.0, 0, "clean"), (60.0, 1.2, 1, "stopping")]
+)
+def test_a_second_signal_ends_at_once_but_not_one_that_comes_with_the_first(
+    cleanup_s: float, gap_s: float, status: int, end: str
+) -> None:
+    argv = [sys.executable, "-c", SLOW, str(cleanup_s)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.terminate()
+        assert process.stdout.readline() == "stopping\n"
+        time.sleep(gap_s)
+        process.terminate()
+        rest = process.stdout.read().split()
+        assert process.wait(30) == status
+    assert ["stopping", *rest][-1] == end
