@@ -96,8 +96,9 @@ def test_an_agent_killed_between_training_and_receipt_sends_the_same_update(tmp_
         fleet.run_all()
         victim = fleet.devices[0]
         fleet.submit(rounds=3, deadline_s=120.0)
-        fleet.until(lambda: accepted(fleet, victim))
-        # With the coordinator gone there is no receipt: the update stays in the outbox.
+        # It has the model and trains (PyTorch takes seconds to load): with the coordinator gone there is no
+        # receipt, so the update stays in the outbox.
+        fleet.until(lambda: accepted(fleet, victim) and children(fleet.processes[victim].pid))
         fleet.kill("coordinator")
         fleet.until(lambda: outbox(fleet, victim))
         sealed = outbox(fleet, victim)
