@@ -39,7 +39,7 @@ CLOSE_DEADLINE_S = 2.0
 _REFUSALS: Final = frozenset({133, 134, 135})
 _NOT_GRANTED = 0x80
 
-_library_log = logging.getLogger("broker.mqtt.library")
+_library_log = logging.getLogger("broker.mqtt.paho")
 _library_log.setLevel(logging.WARNING)
 
 

@@ -269,7 +269,7 @@ def test_no_file_names_a_path_of_somebodys_machine() -> None:
 def test_the_pattern_for_machine_paths_knows_one_when_it_sees_it() -> None:
     assert MACHINE_PATH.search("state_dir = '" + "/" + "root/state'")
     assert MACHINE_PATH.search("see " + "/" + "home/ann/notes")
-    assert not MACHINE_PATH.search("fedbus/1/work/press-07 and https://example.org/home/ann/x")
+    assert not MACHINE_PATH.search("fedbus/1/root/press-07 and https://example.org/home/ann/x")
 
 
 def existing(names: list[str]) -> list[str]:
