@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -26,7 +27,12 @@ class BusError(Exception):
     """A bus could not do what it was asked. The message names broker, cause and remedy."""
 
 
-class BusLost(BusError):
+class BusUndelivered(BusError):
+    """The broker did not take the message: nobody listens to its topic, or a queue is full. Only some brokers
+    say so, the others drop it without a word. Send it again later."""
+
+
+class BusLost(BusUndelivered):
     """The connection broke before the broker answered: the message may or may not have arrived."""
 
 
@@ -35,12 +41,27 @@ class BusRefused(BusError):
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """Whom we trust and what we show, for ``mqtts:`` and ``amqps:``.
+
+    ``ca`` is the text of PEM certificates; empty for the system's. ``certificate`` and ``key`` are PEM files
+    of a client certificate, if the broker wants one.
+    """
+
+    ca: str = ""
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who we are to the broker. ``client_id`` is also the session's name: one per device, no dots."""
+    """Who we are to the broker. ``client_id`` is also the name of the session, and of its queue on AMQP: one
+    per device and federation, no dots."""
 
     client_id: str
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    tls: Tls = Tls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +100,10 @@ class Bus(Protocol):
         traceback: TracebackType | None,
     ) -> None: ...
 
+    @property
+    def problem(self) -> str:
+        """Why there is no connection now, in one line with the remedy; empty while one stands."""
+
     def incoming(self) -> AsyncIterator[Delivery | Connected]:
         """All deliveries and connections, for one reader. Raises `BusRefused`; never ends otherwise."""
 
@@ -86,5 +111,6 @@ class Bus(Protocol):
         """Send with QoS 1 (at least once); waits for a connection, then for the broker's answer.
 
         Callers bound the wait with ``asyncio.timeout``. Raises `BusLost` when the connection broke
-        in between (indefinite: it may have arrived), `BusRefused` when the broker will not have us.
+        in between (indefinite: it may have arrived), `BusUndelivered` when the broker says that it did not
+        take it, `BusRefused` when the broker will not have us.
         """

@@ -99,6 +99,10 @@ class FaultyBus:
         finally:
             await self._bus.__aexit__(exc_type, exc, traceback)
 
+    @property
+    def problem(self) -> str:
+        return self._bus.problem
+
     async def incoming(self) -> AsyncIterator[Delivery | Connected]:
         loop = asyncio.get_running_loop()
         while True:

@@ -173,6 +173,13 @@ class MemoryBus:
             session.owner = None
             session.detach()
 
+    @property
+    def problem(self) -> str:
+        if isinstance(self._state, BusError):
+            return str(self._state)
+        here = self._state.owner is self and self._state.attached
+        return "" if here else f"memory broker: {self._credentials.client_id} is cut off"
+
     async def incoming(self) -> AsyncIterator[Delivery | Connected]:
         while True:
             session = self._session()

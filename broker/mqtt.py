@@ -82,6 +82,10 @@ class MqttBus:
     ) -> None:
         await self._bus.__aexit__(exc_type, exc, traceback)
 
+    @property
+    def problem(self) -> str:
+        return self._bus.problem
+
     def incoming(self) -> AsyncIterator[Delivery | Connected]:
         return self._bus.incoming()
 

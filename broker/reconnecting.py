@@ -142,6 +142,7 @@ class ReconnectingBus:
         self._supervisor: asyncio.Task[None] | None = None
         # The link that stands; None while there is none; an error when there will be none again.
         self._state: Link | BusError | None = self._outside()
+        self._problem = f"{name}: not connected yet"
         self._connections = 0
         self._granted = 0
         self._arrived: deque[_LinkDelivery | Connected] = deque()
@@ -166,6 +167,10 @@ class ReconnectingBus:
             await self._group.__aexit__(exc_type, exc, traceback)
         else:
             await self._group.__aexit__(None, None, None)
+
+    @property
+    def problem(self) -> str:
+        return str(self._state) if isinstance(self._state, BusError) else self._problem
 
     async def incoming(self) -> AsyncIterator[Delivery | Connected]:
         while True:
@@ -201,7 +206,7 @@ class ReconnectingBus:
                 except BusLost as lost:
                     # The same cause again is no news; every try stays visible to who looks closer.
                     _log.log(logging.DEBUG if str(lost) == said else logging.WARNING, "%s", lost)
-                    said = str(lost)
+                    self._problem = said = str(lost)
                 if self._clock.monotonic_s() - begin_s >= STABLE_S:
                     failures, said = 0, ""
                 await asyncio.sleep(self._pause_s(failures))
@@ -224,6 +229,7 @@ class ReconnectingBus:
             self._become(link)
             await link.subscribe()
             self._granted += 1
+            self._problem = ""
             self._arrive(Connected(self._granted))
             raise await link.ended()
         finally:

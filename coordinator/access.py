@@ -12,7 +12,7 @@ from broker import embedded
 from broker.embedded import EmbeddedBroker
 from broker.ports import Ports
 from schemas import topics
-from schemas.ids import COORDINATOR, DeviceId, FederationId
+from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user
 
 BROKER_FOLDER = "broker"
 log = structlog.get_logger()
@@ -43,13 +43,14 @@ class EmbeddedAccess:
 
     async def shut_out(self, device: DeviceId) -> None:
         async with self._turn:
-            await self._ports.offload.run(embedded.remove_user, self._ports.files, self._path, device)
+            user = broker_user(self._federation, device)
+            await self._ports.offload.run(embedded.remove_user, self._ports.files, self._path, user)
 
     def _admit(self, device: DeviceId, password: str) -> None:
         embedded.write_user(
             self._ports.files,
             self._path,
-            device,
+            broker_user(self._federation, device),
             password,
             publish=[topics.up(self._federation, device)],
             subscribe=[topics.down(self._federation, device)],
@@ -61,7 +62,7 @@ class EmbeddedAccess:
         embedded.write_user(
             self._ports.files,
             self._path,
-            COORDINATOR,
+            broker_user(self._federation, COORDINATOR),
             password,
             publish=[topics.all_down(self._federation)],
             subscribe=[topics.all_up(self._federation)],

@@ -37,7 +37,7 @@ def begin(directory: Path, broker: str, device_urls: list[str], password_file: P
     else:
         parts = _split(broker)
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        username = unquote(parts.username) if parts.username else "coordinator"
+        username = unquote(parts.username or "")
         config = Config(broker=bare, device_urls=device_urls, username=username)
         password = password or unquote(parts.password or "")
     identity = init(ports, directory, config, password)

@@ -21,11 +21,16 @@ class ConfigError(Exception):
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``broker`` is where the coordinator connects; ``device_urls`` what tokens tell devices (the same, if
-    empty); ``username`` its user there, whose password is the file ``keys/broker.password``."""
+    empty). ``username`` is its user there (`schemas.ids.broker_user`, if empty), whose password is the file
+    ``keys/broker.password``. ``ca`` is a PEM file with the authority that signed the broker's certificate (the
+    system's, if empty); ``certificate`` and ``key`` are the coordinator's own, for a broker that wants one."""
 
     broker: str
     device_urls: list[str] = []
-    username: str = "coordinator"
+    username: str = ""
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
 
     def urls_for_devices(self) -> list[str]:
         return self.device_urls or [self.broker]
@@ -43,7 +48,7 @@ def load_config(files: Files, directory: Path, environment: Mapping[str, str]) -
         values = tomllib.loads(files.read(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}; mend the line that it names") from error
-    for name in ("broker", "username"):
+    for name in ("broker", "username", "ca", "certificate", "key"):
         if ENVIRONMENT + name.upper() in environment:
             values[name] = environment[ENVIRONMENT + name.upper()]
     try:
@@ -62,6 +67,10 @@ def config_text(config: Config) -> str:
         f'broker = "{config.broker}"\n\n'
         "# What devices connect to, if it is not the same address.\n"
         f"device_urls = [{urls}]\n\n"
-        "# The coordinator's user at the broker; its password is the file keys/broker.password.\n"
-        f'username = "{config.username}"\n'
+        "# The coordinator's user at the broker, if it has another name than fedbus gives it; its password is\n"
+        "# the file keys/broker.password.\n"
+        f'username = "{config.username}"\n\n'
+        "# For mqtts: and amqps:, PEM files: the authority that signed the broker's certificate, if it is not one\n"
+        "# of the system's, and the coordinator's own certificate and key, if the broker wants one.\n"
+        f'ca = "{config.ca}"\ncertificate = "{config.certificate}"\nkey = "{config.key}"\n'
     )

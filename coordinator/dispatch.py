@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from msgspec.structs import replace as replace_field
 
-from broker.bus import Bus, BusLost
+from broker.bus import Bus, BusUndelivered
 from broker.journal import Mark
 from broker.mailbox import Mailbox
 from broker.ports import Offload
@@ -207,7 +207,7 @@ class Dispatch:
                     await bus.publish(topic, what)
                 else:
                     await self._send_event(bus, topic, device, what)
-            except BusLost:
+            except BusUndelivered:
                 self.dropped[device] += 1  # in doubt: the device asks again after it reconnects
 
     async def _send_event(self, bus: Bus, topic: str, device_id: str, event: Event) -> None:
@@ -237,7 +237,7 @@ class Dispatch:
                 try:
                     sealed = await self._offload.run(self._store.read_chunk, offered, index)
                     await bus.publish(topic, pack_chunk(pull.transfer, index, sealed))
-                except BusLost:
+                except BusUndelivered:
                     rest = ()  # it pulls again after it reconnects
             if rest:
                 self._pulls.put_nowait(replace(pull, chunks=rest))

@@ -9,14 +9,13 @@ from pathlib import Path
 import structlog
 
 from broker import service
-from broker.bus import Bus, Credentials
-from broker.connect import connect
 from broker.embedded import EmbeddedBroker
 from broker.ports import LockHeld, Ports
 from coordinator import control
 from coordinator.access import Access, EmbeddedAccess, OwnersAccess
 from coordinator.app import Coordinator
-from coordinator.config import PASSWORD, Config, load_config
+from coordinator.config import Config, load_config
+from coordinator.connection import bus_for
 from coordinator.keystore import Identity, load_identity
 from coordinator.setup import embedded_broker
 from schemas import topics
@@ -55,10 +54,9 @@ async def _serve(directory: Path, config: Config, identity: Identity, ports: Por
     access: Access = OwnersAccess()
     if broker is not None:
         access = EmbeddedAccess(ports, broker, identity.federation)
+    bus = bus_for(directory, config, identity, ports, [topics.all_up(identity.federation)])
     # First the journal: a directory whose log cannot be read starts no broker.
-    coordinator = Coordinator(
-        directory, config, identity, ports, _bus(directory, config, identity, ports), access
-    )
+    coordinator = Coordinator(directory, config, identity, ports, bus, access)
     try:
         if broker is not None:
             await broker.ensure()
@@ -88,18 +86,6 @@ async def _stop(broker: EmbeddedBroker | None) -> None:
     """A broker of our own ends with us; after a kill it stays, and is found again."""
     if broker is not None:
         await broker.stop()
-
-
-def _bus(directory: Path, config: Config, identity: Identity, ports: Ports) -> Bus:
-    path = directory / PASSWORD
-    password = ports.files.read(path).decode().strip() if ports.files.exists(path) else ""
-    # Several federations may share a broker, and a session's name must be one of a kind.
-    credentials = Credentials(
-        client_id=f"{config.username}/{identity.federation.hex()[:8]}",
-        username=config.username if password else None,
-        password=password or None,
-    )
-    return connect(config.broker, credentials, [topics.all_up(identity.federation)], ports=ports)
 
 
 async def _tell_ready(directory: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from broker import service
-from broker.bus import Bus, BusLost, Connected, Delivery
+from broker.bus import Bus, BusUndelivered, Connected, Delivery
 from broker.mailbox import Mailbox, Sequencer
 from broker.ports import Ports
 from edge_agent import tasks
@@ -262,7 +262,7 @@ class Agent:
     async def _send_answers(self) -> None:
         while True:
             answer = await self._answers.get()
-            with suppress(BusLost):
+            with suppress(BusUndelivered):
                 await self._send(answer)
 
 

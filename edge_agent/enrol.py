@@ -16,7 +16,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from broker import service
-from broker.bus import Bus, BusLost, Connected, Delivery
+from broker.bus import Bus, BusUndelivered, Connected, Delivery
 from broker.mailbox import Mailbox, Sequencer, read
 from broker.ports import Ports
 from edge_agent.identity import SEQUENCE_FILE, Identity, adopt, load_any, save
@@ -153,7 +153,7 @@ async def _prove(identity: Identity, mailbox: Mailbox, bus: Bus, arrivals: Arriv
 async def _again_and_again(send: Callable[[], Awaitable[None]]) -> None:
     delay_s = RESEND_FIRST_S
     while True:
-        with suppress(BusLost):
+        with suppress(BusUndelivered):
             await send()
         await asyncio.sleep(delay_s)
         delay_s = min(2 * delay_s, RESEND_CAP_S)

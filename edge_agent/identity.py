@@ -13,7 +13,7 @@ from schemas.codec import pack, unpack
 from schemas.enrolment import Join, Member, Token, token_from_text
 from schemas.errors import Forged, Malformed
 from schemas.events import Key, Name, Text
-from schemas.ids import DeviceId, FederationId, federation_id
+from schemas.ids import DeviceId, FederationId, broker_user, federation_id
 from schemas.keys import BoxKey, KeySet, SigningKey, open_certificate, open_key_set
 from schemas.topics import down, up
 
@@ -70,7 +70,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
     def credentials(self) -> Credentials:
         """The device's own user at the broker."""
-        return Credentials(self.device, self.device, self.password)
+        user = broker_user(self.federation, self.device)
+        return Credentials(user, user, self.password)
 
     def join(self, token: Token) -> Join:
         """T: the same identity and token always make the same join."""

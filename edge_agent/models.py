@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from broker.bus import BusLost
+from broker.bus import BusUndelivered
 from broker.ports import Files, Offload
 from broker.transfer import Spool
 from schemas.chunks import Chunk
@@ -101,7 +101,7 @@ class Models:
                 wanted = [index for index in spool.missing() if index not in self._asked][:room]
                 if wanted:
                     self._asked.update(wanted)
-                    with suppress(BusLost):
+                    with suppress(BusUndelivered):
                         await self._send(ChunkPull(transfer=self._transfer, chunks=wanted))
             try:
                 async with asyncio.timeout(delay_s):

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from broker.bus import BusLost
+from broker.bus import BusUndelivered
 from broker.mailbox import Mailbox
 from broker.ports import File, Ports, write_atomic
 from edge_agent.ledger import RequestKey
@@ -171,7 +171,7 @@ class Outbox:
                         # On a slow link; the coordinator may have put the upload aside and needs a new offer.
                         entry.offer_now = True
                     await self._offer_if_due(entry)
-            except BusLost:
+            except BusUndelivered:
                 entry.granted.clear()
                 entry.offer_now = True
             except FileNotFoundError:

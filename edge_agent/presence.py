@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
-from broker.bus import Bus, BusLost
+from broker.bus import Bus, BusUndelivered
 from broker.connect import connect
 from broker.ports import Files, Ports
 from edge_agent.config import Config
@@ -82,7 +82,7 @@ class Presence:
             delay_s = RESEND_FIRST_S
             while self._asking:
                 self._news.clear()
-                with suppress(BusLost):
+                with suppress(BusUndelivered):
                     await self._tell()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(delay_s):

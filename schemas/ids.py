@@ -41,6 +41,12 @@ def federation_id(root_key: bytes) -> FederationId:
     return FederationId(blake2b(root_key, digest_size=FEDERATION_BYTES, person=b"fb1.federation").digest())
 
 
+def broker_user(federation: FederationId, name: str) -> str:
+    """User name, client id and queue of a device (or `COORDINATOR`) at the broker, which may serve several
+    federations with devices of the same name."""
+    return f"{name}@{federation.hex()[:8]}"
+
+
 @lru_cache(maxsize=8_192)
 def key_id(public_key: bytes) -> bytes:
     """BLAKE2b-256 of a public key."""

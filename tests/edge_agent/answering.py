@@ -48,6 +48,10 @@ class AnsweringBus:
     ) -> None:
         pass
 
+    @property
+    def problem(self) -> str:
+        return ""
+
     async def incoming(self) -> AsyncIterator[Delivery | Connected]:
         while True:
             yield await self.queue.get()

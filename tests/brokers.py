@@ -1,0 +1,254 @@
+"""Private brokers on free ports of 127.0.0.1: Mosquitto (one per test, up in 0.02 s) and RabbitMQ (one per
+session, up in 10 s). Nothing of the system's own brokers is touched; everything ends with its context."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+MOSQUITTO = "/usr/sbin/mosquitto"
+RABBITMQ = "/usr/lib/rabbitmq/bin"
+PATIENCE_S = 120.0
+PACKAGES = {"mosquitto": MOSQUITTO, "rabbitmq-server": f"{RABBITMQ}/rabbitmq-server"}
+
+
+def missing() -> list[str]:
+    """Debian packages that are not installed."""
+    return [package for package, path in PACKAGES.items() if not Path(path).exists()]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait for what another process brings about."""
+    end_s = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > end_s:
+            raise TimeoutError(f"not within {patience_s} s: {what}")
+        time.sleep(0.01)
+
+
+def answers(port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 0.5).close()
+    except OSError:
+        return False
+    return True
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+class Mosquitto:
+    """A Mosquitto with ``config`` as its whole configuration (``{port}`` and ``{base}`` are filled in)."""
+
+    OPEN = "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
+    DURABLE = "max_queued_messages 0\nmax_queued_bytes 0\npersistence true\npersistence_location {base}/\n"
+
+    def __init__(self, base: Path, config: str = OPEN + DURABLE, *, port: int = 0) -> None:
+        self.port = port or free_ports(1)[0]
+        self.log = base / "mosquitto.log"
+        self._base = base
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self._base.mkdir(parents=True, exist_ok=True)
+        path = self._base / "mosquitto.conf"
+        # As root it would change to a user that cannot write here.
+        head = "user root\nlog_type all\n"
+        path.write_text(
+            head + self._config.replace("{port}", str(self.port)).replace("{base}", str(self._base))
+        )
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [MOSQUITTO, "-c", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        until(self._up, f"mosquitto answers on {self.port}; see {self.log}", 10)
+
+    def _up(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise RuntimeError(f"mosquitto ended: {self.log.read_text()}")
+        return answers(self.port)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it; with SIGKILL it forgets what it did not save."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait(PATIENCE_S)
+
+    def reload(self) -> None:
+        """Read password and ACL files again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+
+
+class RabbitMQ:
+    """A RabbitMQ node of its own with management and MQTT plugins. User ``guest`` / ``guest`` may do all.
+
+    ``extra`` is added to rabbitmq.conf, ``erlang`` to the command line of the virtual machine.
+    """
+
+    def __init__(self, base: Path, *, extra: str = "", erlang: Sequence[str] = ()) -> None:
+        self.amqp, self.mqtt, self.management, self.amqps, self.mqtts, dist, self._epmd_port = free_ports(7)
+        self.log = base / "rabbitmq.log"
+        self._base = base
+        self._extra = extra.replace("{mqtts}", str(self.mqtts)).replace("{amqps}", str(self.amqps))
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._user = "rabbitmq" if os.geteuid() == 0 else ""
+        arguments = ["+sbwt none +sbwtdcpu none +sbwtdio none", "-kernel inet_dist_use_interface {127,0,0,1}"]
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(base),
+            "LANG": "C.UTF-8",
+            "RABBITMQ_NODENAME": f"t{self.amqp}@localhost",
+            "RABBITMQ_DIST_PORT": str(dist),
+            "RABBITMQ_CONF_ENV_FILE": str(base / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(base / "rabbitmq"),
+            "RABBITMQ_MNESIA_BASE": str(base / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(base / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": str(base / "pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(base / "plugins"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(base / "generated"),
+            "RABBITMQ_FEATURE_FLAGS_FILE": str(base / "features"),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join([*arguments, *erlang]),
+        }
+
+    @property
+    def pid(self) -> int:
+        """Of the node itself, not of its shell."""
+        return int((self._base / "pid").read_text())
+
+    def _settings(self) -> str:
+        return (
+            f"listeners.tcp.1 = 127.0.0.1:{self.amqp}\n"
+            f"mqtt.listeners.tcp.1 = 127.0.0.1:{self.mqtt}\n"
+            "mqtt.allow_anonymous = false\nmqtt.exchange = amq.topic\n"
+            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.management}\n"
+            "log.file = false\nlog.console = true\nlog.console.level = info\n"
+            "vm_memory_high_watermark.absolute = 4GB\ndisk_free_limit.absolute = 50MB\n" + self._extra
+        )
+
+    def start(self) -> None:
+        self._base.mkdir(parents=True, exist_ok=True)
+        (self._base / "plugins").write_text("[rabbitmq_management,rabbitmq_mqtt].\n")
+        (self._base / "rabbitmq.conf").write_text(self._settings())
+        (self._base / "env.conf").write_text("")
+        cookie = self._base / ".erlang.cookie"
+        if not cookie.exists():
+            cookie.write_text(secrets.token_hex(16))
+            cookie.chmod(0o400)
+        if self._user:
+            _open_up(self._base)
+            for path in (self._base, *self._base.rglob("*")):
+                shutil.chown(path, self._user)
+        self.log.touch()
+        began = self.log.stat().st_size
+        self._spawn(["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"])
+        until(lambda: answers(self._epmd_port), "epmd answers")
+        self._spawn([f"{RABBITMQ}/rabbitmq-server"])
+        until(lambda: self._up(began), f"RabbitMQ is up; see {self.log}")
+
+    def _up(self, began: int) -> bool:
+        if self._processes[-1].poll() is not None:
+            raise RuntimeError(f"RabbitMQ ended: {self.log.read_text()[-2000:]}")
+        return b"startup complete" in self.log.read_bytes()[began:]
+
+    def _spawn(self, argv: list[str]) -> None:
+        with self.log.open("ab") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    **self._as(),
+                )
+            )
+
+    def _as(self) -> dict[str, Any]:
+        who: dict[str, Any] = {"env": self._environment, "cwd": self._base}
+        if self._user:
+            who |= {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []}
+        return who
+
+    def ctl(self, *arguments: str) -> str:
+        """``rabbitmqctl``; its output."""
+        argv = [f"{RABBITMQ}/rabbitmqctl", *arguments]
+        done: subprocess.CompletedProcess[str]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, **self._as())
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+        return done.stdout
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the node and its epmd. What is durable is there again after `start`."""
+        os.kill(self.pid, number)
+        epmd, server = self._processes
+        server.wait(PATIENCE_S)
+        epmd.terminate()
+        epmd.wait(PATIENCE_S)
+        self._processes = []
+        until(lambda: not answers(self.amqp), "the port is free")
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self._end_all()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._processes:
+            self.stop()
+
+    def _end_all(self) -> None:
+        for process in self._processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(PATIENCE_S)
+
+
+def _open_up(base: Path) -> None:
+    """Let another user pass through pytest's private folders."""
+    for folder in base.parents:
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o011)
