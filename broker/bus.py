@@ -28,8 +28,8 @@ class BusError(Exception):
 
 
 class BusUndelivered(BusError):
-    """The broker did not take the message: nobody listens to its topic, or a queue is full. Only some brokers
-    say so, the others drop it without a word. Send it again later."""
+    """The broker did not take the message: nobody listens to its topic, a queue is full, or we may not
+    publish there. Only some brokers say so, the others drop it without a word. Send it again later."""
 
 
 class BusLost(BusUndelivered):
@@ -56,12 +56,14 @@ class Tls:
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """Who we are to the broker. ``client_id`` is also the name of the session, and of its queue on AMQP: one
-    per device and federation, no dots."""
+    per device and federation, no dots. A session that is not ``durable`` begins empty and is forgotten by the
+    broker when its connection ends."""
 
     client_id: str
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: Tls = Tls()
+    durable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ class Bus(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why there is no connection now, in one line with the remedy; empty while one stands."""
+        """Why nothing is sent now (no connection, or a broker that takes nothing), in one line with the
+        remedy; empty while all is well."""
 
     def incoming(self) -> AsyncIterator[Delivery | Connected]:
         """All deliveries and connections, for one reader. Raises `BusRefused`; never ends otherwise."""

@@ -13,8 +13,10 @@ from broker.ports import Ports
 if TYPE_CHECKING:
     from broker.memory import MemoryBroker
 
-MQTT_PORT_DEFAULT = 1883
-_KNOWN = "mqtt://host:port, embedded:PORT, memory:NAME"
+PORT_DEFAULTS = {"mqtt": 1883, "mqtts": 8883, "amqp": 5672, "amqps": 5671}
+LOCAL_RETRY_MAX_S = 0.8
+"""A broker on this machine is not spared by waiting longer, and comes back soon."""
+_KNOWN = "mqtt(s)://host:port, amqp(s)://host:port/vhost, embedded:PORT, memory:NAME"
 
 
 def connect(
@@ -27,9 +29,11 @@ def connect(
 ) -> Bus:
     """A bus that is not entered yet; nothing is connected before ``async with``.
 
-    ``subscriptions`` are MQTT topic filters. A user and password in the URL replace those of
-    ``credentials``. ``memory`` names the in-process brokers that ``memory:NAME`` may mean.
-    Raises `BusError` for a URL that no transport understands; the message never shows a password.
+    ``mqtts:`` and ``amqps:`` are TLS with ``credentials.tls``. An AMQP URL may name a virtual host as its
+    path, `/` in it as `%2F`. ``subscriptions`` are MQTT topic filters. A user and password in the URL replace
+    those of ``credentials``. ``memory`` names the in-process brokers that ``memory:NAME`` may mean.
+    Raises `BusError` for a URL that no transport understands, certificate files that cannot be used, and a
+    transport that is not installed; the message never shows a password.
     """
     try:
         parts = urlsplit(url)
@@ -37,23 +41,74 @@ def connect(
     except ValueError as error:
         raise BusError(f"broker URL: {error}; expected one of: {_KNOWN}") from error
     match parts.scheme:
-        case "mqtt":
-            if not parts.hostname:
-                raise BusError("broker URL mqtt: names no host; expected mqtt://host:port")
-            credentials = _with_login(credentials, parts)
-            return _mqtt(parts.hostname, port or MQTT_PORT_DEFAULT, credentials, subscriptions, ports)
+        case "mqtt" | "mqtts" | "amqp" | "amqps":
+            host, port = _host(parts), port or PORT_DEFAULTS[parts.scheme]
+            open_bus = _mqtt if parts.scheme.startswith("mqtt") else _amqp
+            return open_bus(host, port, parts, _with_login(credentials, parts), subscriptions, ports)
         case "embedded":
-            return _mqtt("127.0.0.1", _embedded_port(parts.path), credentials, subscriptions, ports)
+            return _embedded(parts.path, credentials, subscriptions, ports)
         case "memory":
             return _memory(parts.path, credentials, subscriptions, memory or {})
         case scheme:
             raise BusError(f"broker URL: scheme {scheme!r} is not supported; expected one of: {_KNOWN}")
 
 
-def _mqtt(host: str, port: int, credentials: Credentials, subscriptions: Iterable[str], ports: Ports) -> Bus:
-    from broker.mqtt import MqttBus
+def _mqtt(
+    host: str,
+    port: int,
+    parts: SplitResult,
+    credentials: Credentials,
+    subscriptions: Iterable[str],
+    ports: Ports,
+) -> Bus:
+    from broker.mqtt import mqtt_bus
 
-    return MqttBus(host, port, credentials, subscriptions, clock=ports.clock, entropy=ports.entropy)
+    secure = parts.scheme == "mqtts"
+    clock, entropy = ports.clock, ports.entropy
+    return mqtt_bus(host, port, credentials, subscriptions, clock=clock, entropy=entropy, secure=secure)
+
+
+def _amqp(
+    host: str,
+    port: int,
+    parts: SplitResult,
+    credentials: Credentials,
+    subscriptions: Iterable[str],
+    ports: Ports,
+) -> Bus:
+    try:
+        from broker.amqp import amqp_bus
+    except ModuleNotFoundError as error:
+        raise BusError(
+            f"broker URL {parts.scheme}: aio-pika is not installed; "
+            "`pip install 'fedbus[coordinator]'` brings it"
+        ) from error
+    return amqp_bus(
+        host,
+        port,
+        credentials,
+        subscriptions,
+        clock=ports.clock,
+        entropy=ports.entropy,
+        vhost=unquote(parts.path[1:]) or "/",
+        secure=parts.scheme == "amqps",
+    )
+
+
+def _embedded(text: str, credentials: Credentials, subscriptions: Iterable[str], ports: Ports) -> Bus:
+    from broker.mqtt import mqtt_bus
+
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
+        raise BusError(f"broker URL embedded:{text}: not a port; expected embedded:PORT with 1 to 65535")
+    return mqtt_bus(
+        "127.0.0.1",
+        int(text),
+        credentials,
+        subscriptions,
+        clock=ports.clock,
+        entropy=ports.entropy,
+        retry_max_s=LOCAL_RETRY_MAX_S,
+    )
 
 
 def _memory(
@@ -69,10 +124,16 @@ def _memory(
     return MemoryBus(brokers[name], credentials, subscriptions)
 
 
-def _embedded_port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
-        raise BusError(f"broker URL embedded:{text}: not a port; expected embedded:PORT with 1 to 65535")
-    return int(text)
+def _host(parts: SplitResult) -> str:
+    if not parts.hostname:
+        raise BusError(f"broker URL {parts.scheme}: names no host; expected {parts.scheme}://host:port")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError as error:
+        raise BusError(
+            f"broker URL: {parts.hostname!r} is no host name; expected one of: {_KNOWN}"
+        ) from error
+    return parts.hostname
 
 
 def _with_login(credentials: Credentials, parts: SplitResult) -> Credentials:

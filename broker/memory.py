@@ -68,6 +68,8 @@ class MemoryBroker:
                     f"memory broker: user {credentials.username!r} refused: unknown user or wrong password; "
                     "add the user to the broker's passwords"
                 )
+        if not credentials.durable:
+            self._sessions.pop(credentials.client_id, None)
         return self._session(credentials.client_id)
 
     def _route(self, topic: str, payload: bytes) -> None:
@@ -172,6 +174,8 @@ class MemoryBus:
         if isinstance(session, _Session) and session.owner is self:
             session.owner = None
             session.detach()
+            if not self._credentials.durable:
+                self._broker._sessions.pop(self._credentials.client_id, None)
 
     @property
     def problem(self) -> str:

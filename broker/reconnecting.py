@@ -24,7 +24,7 @@ smaller. What a broker without a window sends beyond it waits in memory here."""
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 30.0
-STABLE_S = 10.0
+STABLE_S = 5.0
 """A connection that lasted this long starts the back-off anew when it breaks."""
 
 _log = logging.getLogger(__name__)
@@ -33,6 +33,10 @@ _log = logging.getLogger(__name__)
 class Link(Protocol):
     """One connection, never used again once it broke."""
 
+    @property
+    def problem(self) -> str:
+        """Why the connection that stands carries nothing now, in one line; empty if it does."""
+
     async def open(self) -> None:
         """Raises `BusLost` when there is no connection, `BusRefused` when the broker will not have us."""
 
@@ -40,7 +44,8 @@ class Link(Protocol):
         """Returns when all is granted. Raises `BusLost`, `BusRefused`."""
 
     async def publish(self, topic: str, payload: bytes) -> bool:
-        """False when the message definitely was not sent; raises `BusLost` when nobody knows."""
+        """False when the message definitely was not sent, for want of a connection. Raises `BusLost` when
+        nobody knows, `BusUndelivered` when the broker did not take it."""
 
     async def ended(self) -> BusLost:
         """Waits for the break and says how it came."""
@@ -121,7 +126,8 @@ class ReconnectingBus:
     """A `Bus` of one link after another.
 
     A refusal is final for this object: the caller decides whether to make a new one. Everything else is
-    retried for ever. ``name`` is the broker as error messages call it.
+    retried for ever, at intervals that grow up to ``retry_max_s``. ``name`` is the broker as error messages
+    call it.
     """
 
     def __init__(
@@ -132,12 +138,14 @@ class ReconnectingBus:
         clock: Clock,
         entropy: Entropy,
         window_deliveries: int,
+        retry_max_s: float = RETRY_MAX_S,
     ) -> None:
         self._name = name
         self._dial = dial
         self._clock = clock
         self._entropy = entropy
         self._window_deliveries = window_deliveries
+        self._retry_max_s = retry_max_s
         self._group = asyncio.TaskGroup()
         self._supervisor: asyncio.Task[None] | None = None
         # The link that stands; None while there is none; an error when there will be none again.
@@ -170,7 +178,9 @@ class ReconnectingBus:
 
     @property
     def problem(self) -> str:
-        return str(self._state) if isinstance(self._state, BusError) else self._problem
+        if isinstance(self._state, BusError):
+            return str(self._state)
+        return self._problem or (self._state.problem if self._state is not None else "")
 
     async def incoming(self) -> AsyncIterator[Delivery | Connected]:
         while True:
@@ -206,10 +216,11 @@ class ReconnectingBus:
                 except BusLost as lost:
                     # The same cause again is no news; every try stays visible to who looks closer.
                     _log.log(logging.DEBUG if str(lost) == said else logging.WARNING, "%s", lost)
-                    self._problem = said = str(lost)
+                    said = str(lost)
                 if self._clock.monotonic_s() - begin_s >= STABLE_S:
                     failures, said = 0, ""
-                await asyncio.sleep(self._pause_s(failures))
+                jitter = self._entropy.random_bytes(1)[0] / 255
+                await asyncio.sleep(pause_s(failures, self._retry_max_s, jitter))
                 failures += 1
         finally:
             if not isinstance(self._state, BusRefused):
@@ -232,6 +243,9 @@ class ReconnectingBus:
             self._problem = ""
             self._arrive(Connected(self._granted))
             raise await link.ended()
+        except BusLost as lost:
+            self._problem = str(lost)
+            raise
         finally:
             inbox.close()
             self._become(None)
@@ -258,13 +272,17 @@ class ReconnectingBus:
             if isinstance(item, _LinkDelivery) and item.connection >= self._connections - 1
         )
 
-    def _pause_s(self, failures: int) -> float:
-        """Exponential back-off with jitter over the upper half, so that a fleet does not return as one."""
-        full_s = min(RETRY_MAX_S, RETRY_FIRST_S * 1.0 * (1 << min(failures, 16)))
-        return full_s * (0.5 + self._entropy.random_bytes(1)[0] / 510)
-
     def _outside(self) -> BusError:
         return BusError(f"{self._name}: the bus is used outside `async with`")
+
+
+def pause_s(failures: int, retry_max_s: float, jitter: float) -> float:
+    """How long to wait after so many failures: twice as long each time, up to ``retry_max_s``.
+
+    ``jitter`` from 0 to 1 spreads it over the upper half, so that a fleet does not return as one.
+    """
+    full_s = min(retry_max_s, RETRY_FIRST_S * (1 << min(failures, 16)))
+    return full_s * (0.5 + jitter / 2)
 
 
 def _again(error: BusError) -> BusError:
