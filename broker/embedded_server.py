@@ -13,6 +13,7 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import resource
 import signal
 from contextlib import suppress
@@ -31,6 +32,9 @@ from broker.embedded import password_hash
 from broker.filters import covers
 
 SHUTDOWN_DEADLINE_S = 3.0
+DENIALS_PERIOD_S = 60.0
+DENIALS_LOGGED_MAX = 100  # in such a period
+TOPIC_CHARS_MAX = 200
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +141,8 @@ class Topics(BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
     def __init__(self, context: BaseContext) -> None:
         super().__init__(context)
         self._users = Users(Path(self.config.users))
+        self._began_s = -math.inf
+        self._told = 0
 
     async def topic_filtering(
         self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None
@@ -144,9 +150,22 @@ class Topics(BaseTopicPlugin):  # type: ignore[misc]  # amqtt has no types
         """Receiving follows the rules for subscribing, so a removed user receives nothing more."""
         if session is None or topic is None:
             return False
-        return self._users.allows(
-            session.client_id, topic, "publish" if action == Action.PUBLISH else "subscribe"
-        )
+        verb = "publish" if action == Action.PUBLISH else "subscribe"
+        allowed = self._users.allows(session.client_id, topic, verb)
+        if not allowed and action != Action.RECEIVE:
+            self._tell(f"user {session.username} was denied to {verb}: {topic[:TOPIC_CHARS_MAX]!r}")
+        return allowed
+
+    def _tell(self, text: str) -> None:
+        """Log it, unless there were too many in this minute."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._began_s > DENIALS_PERIOD_S:
+            self._began_s, self._told = now_s, 0
+        self._told += 1
+        if self._told <= DENIALS_LOGGED_MAX:
+            _log.warning("%s", text)
+        elif self._told == DENIALS_LOGGED_MAX + 1:
+            _log.warning("more denials are not logged for up to %g s", DENIALS_PERIOD_S)
 
 
 class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types

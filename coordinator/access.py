@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -11,21 +12,28 @@ import structlog
 from broker import embedded
 from broker.embedded import EmbeddedBroker
 from broker.ports import Ports
+from coordinator.config import Config
+from coordinator.roster import AccessError, Login, Roster
 from schemas import topics
 from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user
+from schemas.limits import RESEND_CAP_S, RESEND_FIRST_S
 
-BROKER_FOLDER = "broker"
+AGAIN_S = 0.3
 log = structlog.get_logger()
 
 
 class Access(Protocol):
     """The broker's users, as far as this coordinator may change them."""
 
-    async def admit(self, device: DeviceId, password: str) -> None:
-        """Let a device log in with this password. Durable on return. Raises OSError."""
+    async def admit(self, device: DeviceId, password: str) -> str:
+        """Let a device log in with this password. Durable on return.
+
+        Returns what is left for the broker's administrator to do, in one line; empty for nothing. Raises
+        `AccessError` (nothing is certain: do it again), OSError.
+        """
 
     async def shut_out(self, device: DeviceId) -> None:
-        """Take a device's access away."""
+        """Take a device's access away; tries until it is done."""
 
 
 class EmbeddedAccess:
@@ -37,9 +45,10 @@ class EmbeddedAccess:
         self._federation = federation
         self._turn = asyncio.Lock()  # the users file wants one writer at a time
 
-    async def admit(self, device: DeviceId, password: str) -> None:
+    async def admit(self, device: DeviceId, password: str) -> str:
         async with self._turn:
             await self._ports.offload.run(self._admit, device, password)
+        return ""
 
     async def shut_out(self, device: DeviceId) -> None:
         async with self._turn:
@@ -70,11 +79,92 @@ class EmbeddedAccess:
         )
 
 
-class OwnersAccess:
-    """A broker that somebody else administers: users are made there, by hand or by its owner's tools."""
+class Users(Protocol):
+    """How one kind of broker is told of its users. Blocking.
 
-    async def admit(self, device: DeviceId, password: str) -> None:
-        log.info("the broker's administrator must know this device", device=device)
+    ``overhears``: it may miss what it is told while it still reads what it was told before.
+    """
+
+    overhears: bool
+
+    def update(self, logins: Mapping[DeviceId, Login], changed: DeviceId) -> str:
+        """``changed`` was added, replaced or removed, and ``logins`` are all there are now. Idempotent.
+
+        Returns what is left for the broker's administrator to do; empty for nothing. Raises `AccessError`,
+        OSError.
+        """
+
+
+class UnmanagedUsers:
+    """A broker that nobody has set up with fedbus."""
+
+    overhears = False
+
+    def update(self, logins: Mapping[DeviceId, Login], changed: DeviceId) -> str:
+        del logins, changed
+        return (
+            "if this broker wants a login, make it know the users of this federation: "
+            "`fedbus-coordinator broker mosquitto` or `fedbus-coordinator broker rabbitmq`"
+        )
+
+
+class ListedAccess:
+    """Keeps the roster, and the broker up to date with it."""
+
+    def __init__(self, ports: Ports, directory: Path, users: Users) -> None:
+        self._ports = ports
+        self._roster = Roster(ports, directory)
+        self._users = users
+        self._turn = asyncio.Lock()
+        self._leaving: set[DeviceId] = set()
+
+    async def admit(self, device: DeviceId, password: str) -> str:
+        async with self._turn:
+            self._leaving.discard(device)
+            note = await self._ports.offload.run(self._change, device, password)
+        if self._users.overhears:
+            await asyncio.sleep(AGAIN_S)
+            async with self._turn:
+                await self._ports.offload.run(self._tell, device)
+        return note
 
     async def shut_out(self, device: DeviceId) -> None:
-        log.warning("remove the revoked device's user at the broker, too", device=device)
+        self._leaving.add(device)
+        delay_s = RESEND_FIRST_S
+        while device in self._leaving:  # not if it was invited again meanwhile
+            try:
+                async with self._turn:
+                    note = await self._ports.offload.run(self._change, device, "")
+            except (AccessError, OSError) as error:
+                log.warning("the broker still admits a revoked device", device=device, cause=str(error))
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RESEND_CAP_S)
+                continue
+            self._leaving.discard(device)
+            if note:
+                log.warning("the broker may still admit a revoked device", device=device, remedy=note)
+
+    def _change(self, device: DeviceId, password: str) -> str:
+        with self._roster.locked():
+            if password:
+                self._roster.put(device, password)
+            else:
+                self._roster.remove(device)
+            return self._users.update(self._roster.read(), device)
+
+    def _tell(self, device: DeviceId) -> None:
+        with self._roster.locked():
+            self._users.update(self._roster.read(), device)
+
+
+def access_for(ports: Ports, directory: Path, config: Config, federation: FederationId) -> Access:
+    """How a broker of the operator's is told, by the settings."""
+    if config.broker_files:
+        from coordinator.mosquitto import MosquittoUsers
+
+        return ListedAccess(ports, directory, MosquittoUsers(ports, config, federation))
+    if config.management:
+        from coordinator.rabbitmq import RabbitUsers
+
+        return ListedAccess(ports, directory, RabbitUsers.of(ports, directory, config, federation))
+    return ListedAccess(ports, directory, UnmanagedUsers())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from broker.connect import PORT_DEFAULTS
 from broker.ports import Entropy
 from broker.system import system_ports
 from coordinator.cli_output import Failed, UsageFault
@@ -15,14 +17,23 @@ from coordinator.config import Config
 from coordinator.setup import init
 
 URL = re.compile(r"[!#-\[\]-~]{1,400}")  # printable, without what would end a TOML string
+FORMS = "mqtt(s)://host:port, amqp(s)://host:port/vhost, embedded:PORT"
+NO_FILES: Mapping[str, Path | None] = {}
 HOST = "127.0.0.1"
 # Where no system hands out ports to outgoing connections, which could take ours while the broker is down.
 PORTS = range(20_000, 32_000)
 PORT_TRIES_MAX = 100
 
 
-def begin(directory: Path, broker: str, device_urls: list[str], password_file: Path | None) -> dict[str, Any]:
-    """Make a federation in ``directory``; what was made, for printing.
+def begin(
+    directory: Path,
+    broker: str,
+    device_urls: list[str],
+    password_file: Path | None,
+    tls: Mapping[str, Path | None] = NO_FILES,
+) -> dict[str, Any]:
+    """Make a federation in ``directory``; what was made, for printing. ``tls`` holds the files that the
+    settings ca, certificate and key shall name.
 
     A user and password in ``broker`` go to the settings and the password file, not into tokens.
     Raises `UsageFault`, `Failed`, `coordinator.config.ConfigError`, OSError.
@@ -31,14 +42,17 @@ def begin(directory: Path, broker: str, device_urls: list[str], password_file: P
     for url in (broker, *device_urls):
         if not URL.fullmatch(url):
             raise UsageFault(f"broker {url!r}: a URL has no spaces, quotes or backslashes")
-    password = _password(password_file)
+    for url in device_urls:
+        _split(url)
+    files = {name: _readable(name, path) for name, path in tls.items() if path is not None}
+    password = password_in(password_file)
     if broker.startswith("embedded:"):
         config = Config(broker=_with_port(broker, ports.entropy), device_urls=device_urls)
     else:
         parts = _split(broker)
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         username = unquote(parts.username or "")
-        config = Config(broker=bare, device_urls=device_urls, username=username)
+        config = Config(broker=bare, device_urls=device_urls, username=username, **files)
         password = password or unquote(parts.password or "")
     identity = init(ports, directory, config, password)
     return {
@@ -53,15 +67,24 @@ def begin(directory: Path, broker: str, device_urls: list[str], password_file: P
 def _split(broker: str) -> SplitResult:
     try:
         parts = urlsplit(broker)
-        known = parts.scheme == "mqtt" and parts.hostname and parts.port != 0
+        known = parts.scheme in PORT_DEFAULTS and parts.hostname and parts.port != 0
     except ValueError as error:
-        raise UsageFault(f"broker URL: {error}; write mqtt://host:port or embedded:PORT") from error
+        raise UsageFault(f"broker URL: {error}; write one of {FORMS}") from error
     if not known:
-        raise UsageFault("broker URL: not one of mqtt://host:port and embedded:PORT")
+        raise UsageFault(f"broker URL: not one of {FORMS}")
     return parts
 
 
-def _password(file: Path | None) -> str:
+def _readable(name: str, path: Path) -> str:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise UsageFault(f"--{name} {path}: {error.strerror}; name the PEM file") from error
+    return str(path.absolute())
+
+
+def password_in(file: Path | None) -> str:
+    """The password in a file; empty without one. Raises `UsageFault`."""
     if file is None:
         return ""
     try:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from broker.embedded import EmbeddedBroker
 from broker.ports import Ports, write_atomic
-from coordinator.access import BROKER_FOLDER, EmbeddedAccess
+from coordinator.access import EmbeddedAccess
 from coordinator.config import FILE, PASSWORD, Config, ConfigError, config_text
 from coordinator.keystore import Identity, make_identity
+from coordinator.roster import FOLDER
 
 PASSWORD_BYTES = 24
 
@@ -23,7 +24,7 @@ def init(ports: Ports, directory: Path, config: Config, password: str = "") -> I
     identity = make_identity(ports.files, directory, ports.entropy)
     if config.broker.startswith("embedded:"):
         password = ports.entropy.random_bytes(PASSWORD_BYTES).hex()
-        ports.files.make_dir(directory / BROKER_FOLDER)
+        ports.files.make_dir(directory / FOLDER)
         broker = embedded_broker(ports, directory, config)
         EmbeddedAccess(ports, broker, identity.federation).admit_coordinator(password)
     write_atomic(ports.files, directory / PASSWORD, password.encode() + b"\n")
@@ -36,4 +37,4 @@ def embedded_broker(ports: Ports, directory: Path, config: Config) -> EmbeddedBr
     text = config.broker.partition(":")[2]
     if not text.isascii() or not text.isdigit() or int(text) > 65_535:
         raise ConfigError(f"broker {config.broker!r}: write embedded:PORT, with a port from 1 to 65535")
-    return EmbeddedBroker(ports, directory / BROKER_FOLDER, int(text))
+    return EmbeddedBroker(ports, directory / FOLDER, int(text))

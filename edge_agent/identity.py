@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from broker.bus import Credentials
+from broker.bus import Credentials, Tls
 from broker.ports import Files, write_atomic
 from schemas.codec import pack, unpack
 from schemas.enrolment import Join, Member, Token, token_from_text
@@ -28,6 +28,7 @@ class IdentityError(Exception):
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """All that must survive. ``token`` is kept until a welcome came, so that the same join can be repeated.
+    ``ca`` is the PEM text of the authority that signed the broker's certificate; empty for the system's.
 
     Without ``key_set`` the device is no member yet; until ``active`` it still owes the ``challenge``.
     """
@@ -36,6 +37,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     root: Key
     urls: list[Text]
     password: Text
+    ca: str = ""
     signing_seed: Key
     box_secret: Key
     nonce: Key
@@ -69,9 +71,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return down(self.federation, DeviceId(self.device))
 
     def credentials(self) -> Credentials:
-        """The device's own user at the broker."""
+        """The device's own user at the broker, before settings are looked at (`edge_agent.presence`)."""
         user = broker_user(self.federation, self.device)
-        return Credentials(user, user, self.password)
+        return Credentials(user, user, self.password, tls=Tls(ca=self.ca))
 
     def join(self, token: Token) -> Join:
         """T: the same identity and token always make the same join."""

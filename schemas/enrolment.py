@@ -30,17 +30,23 @@ from schemas.keys import (
     sign_struct,
     verify,
 )
-from schemas.limits import JOIN_BYTES_MAX, PROTOCOL_VERSION, TOKEN_CHARS_MAX, WELCOME_BYTES_MAX
+from schemas.limits import CA_CHARS_MAX, JOIN_BYTES_MAX, TOKEN_CHARS_MAX, WELCOME_BYTES_MAX
 from schemas.sealing import open_bytes, seal_bytes
 
 JOIN_MAGIC: Final = b"FBJ1"
 WELCOME_MAGIC: Final = b"FBW1"
 CHECKSUM_BYTES: Final = 8
 TOKEN_ID_BYTES: Final = 16
+TOKEN_VERSION: Final = 1
+TOKEN_VERSION_CA: Final = 2
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
-    """What ``invite`` prints. Secret until used: it carries the seed that a join must be signed with."""
+    """What ``invite`` prints. Secret until used: it carries the seed that a join must be signed with.
+
+    ``ca`` is the PEM text of the authority that signed the broker's certificate; a token that has it is of
+    version `TOKEN_VERSION_CA`, one without of version `TOKEN_VERSION`.
+    """
 
     version: int
     root: Key
@@ -50,6 +56,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     device: Name
     urls: Annotated[list[Text], msgspec.Meta(min_length=1, max_length=8)]
     password: Text
+    ca: Annotated[str, msgspec.Meta(max_length=CA_CHARS_MAX)] = ""
 
     def __repr__(self) -> str:
         return f"Token(device={self.device!r}, id={self.id.hex()})"
@@ -61,11 +68,17 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 
 def token_to_text(token: Token) -> str:
     """What the operator copies. ValueError if it were too long to be read back."""
-    packed = pack(token)
+    packed = pack_token(token)
     text = base64.urlsafe_b64encode(packed + _checksum(packed)).decode().rstrip("=")
     if len(text) > TOKEN_CHARS_MAX:
         raise ValueError(f"a token of {len(text)} characters; at most {TOKEN_CHARS_MAX}: use shorter URLs")
     return text
+
+
+def pack_token(token: Token) -> bytes:
+    """The token's document: an array that ends with the password if there is no authority."""
+    fields = [getattr(token, name) for name in token.__struct_fields__]
+    return pack(fields if token.ca else fields[:-1])
 
 
 def token_from_text(text: str) -> Token:
@@ -84,9 +97,10 @@ def token_from_text(text: str) -> Token:
         token = unpack(packed, Token)
     except Malformed as error:
         raise TokenRefused(f"the token is of another version of fedbus: {error}") from error
-    if token.version != PROTOCOL_VERSION:
-        raise TokenRefused(f"the token is of version {token.version}, this build reads {PROTOCOL_VERSION}")
-    if token_to_text(token) != text:
+    if token.version not in (TOKEN_VERSION, TOKEN_VERSION_CA):
+        read = f"{TOKEN_VERSION} and {TOKEN_VERSION_CA}"
+        raise TokenRefused(f"the token is of version {token.version}, this build reads {read}")
+    if token_to_text(token) != text or (token.version == TOKEN_VERSION_CA) is not bool(token.ca):
         raise TokenRefused("the token is not as it was printed: copy it whole, without adding anything")
     return token
 

@@ -1,0 +1,151 @@
+"""``fedbus-agent doctor``: what may keep a device from its work, measured, each finding with its remedy.
+
+Works beside a running agent, which it does not disturb: the device's session with the broker is then the
+agent's, and its state is read instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from broker import checkup
+from broker.bus import Bus, BusError, BusRefused, BusUndelivered, Connected, Delivery
+from broker.checkup import Finding, Level, healthy
+from broker.mailbox import Mailbox, Sequencer
+from broker.ports import LockHeld, Ports
+from broker.reach import reach
+from edge_agent import config, doctor_data, identity, ledger
+from edge_agent.config import Config, ConfigError
+from edge_agent.identity import SEQUENCE_FILE, Identity, IdentityError
+from edge_agent.ledger import Ledger, LedgerData, LedgerError
+from edge_agent.listen import Ears
+from edge_agent.presence import bus_for, credentials
+from schemas.errors import WireError
+from schemas.events import RequestRef, StateReply, StateRequest
+
+CONNECT_S: Final = 15.0
+ANSWER_S: Final = 20.0
+
+
+async def examine(directory: Path, ports: Ports, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+    """Everything, in an order in which a fault explains what is left out behind it."""
+    try:
+        own = identity.load(ports.files, directory)
+        data = ledger.read_ledger(ports.files, directory)
+    except (IdentityError, LedgerError, OSError) as error:
+        yield checkup.told("membership", error)
+        return
+    yield _membership(own, data)
+    for finding in machine(directory, data, ports):
+        yield finding
+    try:
+        settings = config.load(ports.files, directory, environ)
+    except ConfigError as error:
+        yield checkup.told("settings", error)
+        return
+    allowed = ", ".join(settings.policy.tasks) or "no task"
+    yield Finding("settings", Level.OK, f"{directory / config.FILE} can be used; it allows {allowed}")
+    async for finding in _broker(directory, own, data, settings, ports):
+        yield finding
+    async for finding in doctor_data.examine(directory, settings, ports):
+        yield finding
+
+
+def _membership(own: Identity, data: LedgerData) -> Finding:
+    who = f"device {own.device} of federation {own.federation.hex()}"
+    if data.revoked:
+        remedy = "ask the operator for a new token and enrol in a new directory"
+        return Finding("membership", Level.FAULT, f"{who} was revoked: {data.revoked}", remedy)
+    if not own.active:
+        remedy = "run the agent: it goes on with the enrolment by itself"
+        return Finding("membership", Level.WARNING, f"{who} joined, and is not active yet", remedy)
+    return Finding("membership", Level.OK, f"{who}, of entity {own.entity()}, is active")
+
+
+def machine(directory: Path, data: LedgerData, ports: Ports) -> Iterator[Finding]:
+    """Secret files, clock, disk."""
+    requests = directory / ledger.REQUESTS_DIR
+    secrets = [directory / identity.FILE, *(requests / name for name in ports.files.names(requests))]
+    yield checkup.secrets_kept(secrets, f"`chmod -R go-rwx {directory}`, as the user who runs the agent")
+    yield checkup.clock(ports.clock.wall_s(), data.connected_wall_s, "the agent's last connection")
+    yield checkup.clock_source()
+    yield checkup.disk(directory)
+
+
+async def _broker(
+    directory: Path, own: Identity, data: LedgerData, settings: Config, ports: Ports
+) -> AsyncIterator[Finding]:
+    try:
+        tls = credentials(own, settings, ports.files).tls
+    except ConfigError as error:
+        yield checkup.told("settings", error)
+        return
+    way = await reach(settings.broker or own.urls[0], tls, ports.clock.wall_s())
+    for finding in way:
+        yield finding
+    if not healthy(way):
+        return
+    try:
+        with ports.lock.hold(directory / identity.LOCK_FILE):
+            for finding in await _session(directory, own, settings, ports):
+                yield finding
+    except LockHeld as held:
+        since = checkup.when(data.connected_wall_s) if data.connected_wall_s else "never"
+        measured = f"an agent runs and has the device's session ({held}); it connected last: {since}"
+        yield Finding("login", Level.OK if data.connected_wall_s else Level.WARNING, measured)
+
+
+async def _session(directory: Path, own: Identity, settings: Config, ports: Ports) -> list[Finding]:
+    """Log in as the agent does, and ask the coordinator. What waits in the session is left for the agent:
+    nothing is acknowledged."""
+    async with bus_for(own, settings, ports) as bus:
+        arrivals = bus.incoming()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                while not isinstance(await anext(arrivals), Connected):
+                    pass
+        except BusRefused as error:
+            return [checkup.told("login", error)]
+        except TimeoutError:
+            return [checkup.told("login", BusError(bus.problem or f"no session within {CONNECT_S:g} s"))]
+        admitted = Finding("login", Level.OK, f"the broker admits this device to {own.down_topic}")
+        if not own.active:  # the coordinator would not know it
+            return [admitted]
+        return [admitted, await _answer(directory, own, bus, arrivals, ports)]
+
+
+async def _answer(
+    directory: Path, own: Identity, bus: Bus, arrivals: AsyncIterator[Delivery | Connected], ports: Ports
+) -> Finding:
+    """Ask for our state: an answer needs our way up, the coordinator, and our way down."""
+    book = Ledger(ports.files, directory)
+    ears = Ears(own, book)
+    sequencer = Sequencer(ports.files, directory / SEQUENCE_FILE)
+    mailbox = Mailbox(bus, own.federation, own.signing, sequencer, ports.entropy)
+    keys = own.keys()
+    held = [RequestRef(record.job, record.number) for record in book.held()]
+    asked_s, waiting = ports.clock.monotonic_s(), 0
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            await mailbox.send(own.up_topic, keys.box, StateRequest(requests=held, key_set=keys.number))
+            async for item in arrivals:
+                if isinstance(item, Connected):
+                    continue
+                waiting += 1
+                with suppress(WireError):
+                    if isinstance(ears.hear(item.payload), StateReply):
+                        took_s = ports.clock.monotonic_s() - asked_s
+                        return Finding("coordinator", Level.OK, f"answers within {1_000 * took_s:.0f} ms")
+    except (TimeoutError, BusUndelivered, BusRefused) as error:
+        cause = str(error) or f"no answer within {ANSWER_S:g} s, and {waiting} other messages"
+    return Finding("coordinator", Level.FAULT, cause, SILENT.format(up=own.up_topic, down=own.down_topic))
+
+
+SILENT: Final = (
+    "see that the coordinator serves (`fedbus-coordinator status`), and that the broker lets this device "
+    "write {up} and read {down}"
+)
