@@ -28,6 +28,7 @@ from broker.journal_file import (
     read_frames,
 )
 from broker.ports import File, Files, Offload, write_atomic
+from broker.room import disk_full
 
 __all__ = [
     "ENTRY_BYTES_MAX",
@@ -198,7 +199,8 @@ class Journal:
         """Commit what is pending, until cancelled: one frame, one write and one sync at a time.
 
         Raises `JournalStopped` when the disk fails: the frame is cut off again if possible, and every
-        pending future fails. ``offload`` must not return before its function, even if cancelled.
+        pending future fails. ``offload`` must not return before its function, even if cancelled; it may run
+        it again if the disk was full.
         """
         if self._running:
             raise RuntimeError(f"journal {self._path}: run() is already running")
@@ -217,8 +219,10 @@ class Journal:
             self._work.clear()  # what comes from here on, and is urgent, sets it again
         try:
             await offload.run(self._commit, batch)
-        except OSError:
-            if self._failure is None:
+        except OSError as error:
+            if disk_full(error):
+                self._failure = error
+            elif self._failure is None:
                 raise
         finally:
             # Cancelled or not: what the disk says is what counts.
@@ -240,15 +244,16 @@ class Journal:
         """Write and sync a frame. In a thread: touches nothing that the event loop changes meanwhile."""
         frame, head = encode_frame(self._head, [data for data, _ in batch.entries])
         try:
+            if self._file.size() > self._end:  # left by an earlier try, on a full disk
+                self._file.truncate(self._end)
             self._file.append(frame)
             self._file.sync()
         except OSError as error:
-            self._failure = error
+            self._failure = None if disk_full(error) else error
             with suppress(OSError):
                 self._file.truncate(self._end)
             raise
-        batch.end = self._end + len(frame)
-        batch.head = head
+        batch.end, batch.head = self._end + len(frame), head
 
     def _settle(self, batch: _Batch) -> None:
         if batch.head is not None:
@@ -268,8 +273,7 @@ class Journal:
         """Close the file; what is still pending fails. Not while `run` runs. May be called twice."""
         if self._running:
             raise RuntimeError(f"journal {self._path}: cancel run() before close()")
-        if not self._closed:
-            self._closed = "was closed"
+        self._closed = self._closed or "was closed"
         self._file.close()
         self._fail_pending()
         self._settled.set()
@@ -289,10 +293,8 @@ class Journal:
             raise self._stopped() from self._failure
 
     def _stopped(self) -> JournalStopped:
-        if self._failure is None:
-            return JournalStopped(f"journal {self._path}: {self._closed}")
-        remedy = "free space or repair the disk, then start again"
-        return JournalStopped(f"journal {self._path}: the disk failed ({self._failure}); {remedy}")
+        disk = f"the disk failed ({self._failure}); free space or repair the disk, then start again"
+        return JournalStopped(f"journal {self._path}: {disk if self._failure else self._closed}")
 
     def _frames(self, size: int) -> Iterator[Frame]:
         return read_frames(self._file, self._path, self._start, size)

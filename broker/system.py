@@ -53,8 +53,9 @@ class _Clock:
 class _File:
     """An open descriptor. ``close`` may be called twice; any other call after it raises OSError."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
+        self._path = path
 
     def append(self, data: bytes | memoryview) -> None:
         # Not O_APPEND: on Linux that would make pwrite ignore its offset.
@@ -62,10 +63,14 @@ class _File:
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         rest = memoryview(data).cast("B")
-        while rest:
-            written = os.pwrite(self._descriptor, rest, offset)
-            rest = rest[written:]
-            offset += written
+        try:
+            while rest:
+                written = os.pwrite(self._descriptor, rest, offset)
+                rest = rest[written:]
+                offset += written
+        except OSError as error:
+            # The system does not say which file: whoever reads the message wants to know.
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def read_at(self, offset: int, size: int) -> bytes:
         data = os.pread(self._descriptor, size, offset)
@@ -106,8 +111,8 @@ class _Files:
         flags = os.O_RDWR | os.O_CLOEXEC
         if create:
             with suppress(FileExistsError):
-                return _File(_create(path, flags, mode))
-        return _File(os.open(path, flags))
+                return _File(_create(path, flags, mode), path)
+        return _File(os.open(path, flags), path)
 
     def read(self, path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,7 +1,8 @@
 """Large contents in chunks: an offer, grants, chunks in any order, a bitmap, and going on after a break.
 
 `Spool` is the receiving end of one transfer, on either side. `Credits` is the coordinator's account of how
-much may be under way to it: a broker's acknowledgement is not credit, so bytes in flight are granted.
+much may be under way, to it or from it: a broker's acknowledgement is not credit, so bytes in flight are
+granted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from schemas.limits import (
     TRANSFERS_MAX,
 )
 
-SHARES = 8  # no transfer holds more than this part of the credit
+SHARES = 8  # the credit is shared by so many transfers at least, so that a new one finds some
 
 
 class Spool:
@@ -61,16 +62,23 @@ class Spool:
         """Open the file, and keep the chunks that an earlier life left in it."""
         existed = self._files.exists(self.path)
         self._file = self._files.open(self.path, create=True)
-        if self._preamble:
-            self._file.write_at(0, self._preamble)
-        if existed:
-            buffer = memoryview(bytearray(self.sealed_bytes(0)))
-            for index, digest in enumerate(self.digests):
-                got = self._file.read_into(self._offset(index), buffer[: self.sealed_bytes(index)])
-                if not got:
-                    break
-                if sha256(buffer[:got]).digest() == digest:
-                    self.have.add(index)
+        try:
+            if self._preamble:
+                self._file.write_at(0, self._preamble)
+            if existed:
+                self._look(self._file)
+        except OSError:
+            self.close()
+            raise
+
+    def _look(self, file: File) -> None:
+        buffer = memoryview(bytearray(self.sealed_bytes(0)))
+        for index, digest in enumerate(self.digests):
+            got = file.read_into(self._offset(index), buffer[: self.sealed_bytes(index)])
+            if not got:
+                break
+            if sha256(buffer[:got]).digest() == digest:
+                self.have.add(index)
 
     def accept(self, index: int, sealed: memoryview) -> bool:
         """Write a chunk that is the right one; False if it was there already.
@@ -95,8 +103,9 @@ class Spool:
         return [index for index in range(len(self.digests)) if index not in self.have]
 
     def finish(self) -> None:
-        """Make the whole file durable and close it."""
-        self._opened().sync()
+        """Make the whole file durable and close it. Again: no effect."""
+        if self._file is not None:
+            self._file.sync()
         self.close()
 
     def close(self) -> None:
@@ -113,20 +122,16 @@ class Spool:
 
 @dataclass(slots=True)
 class Line:
-    """One transfer that has, or waits for, credit. ``granted`` is a part of ``missing``."""
+    """One transfer that has, or waits for, credit. ``granted`` is a part of ``missing``; at most ``window``
+    chunks of it are granted at a time."""
 
     owner: str
     transfer: bytes
     chunk_bytes: int
     missing: set[int]
-    window: int  # chunks that may be granted at a time
+    window: int
     granted: set[int] = field(default_factory=set)
     heard_s: float = 0.0
-
-    @property
-    def hungry(self) -> bool:
-        """Worth a grant: half a window is waited for, so that grants stay few."""
-        return len(self.granted) <= min(self.window // 2, len(self.missing) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,43 +150,76 @@ Key = tuple[str, bytes]  # owner, transfer
 class Credits:
     """Bytes that may be on their way, over all devices together: first come, first served.
 
-    Bounds: ``bytes_max`` granted and not yet arrived, `TRANSFERS_MAX` transfers at once, each with at most
-    `GRANT_CHUNKS_MAX` chunks and one of `SHARES` parts of the bytes. A transfer that nothing came of for
-    ``lease_s`` is forgotten; its device offers it again.
+    Bounds: ``bytes_max`` granted and not yet arrived, ``transfers_max`` transfers at once, each with at most
+    `GRANT_CHUNKS_MAX` chunks and an equal share of the bytes (at least one chunk): the more transfers wait,
+    the smaller the shares, so that slow ones cannot sit on all the credit. A transfer that nothing came of
+    for ``lease_s`` is forgotten; its device offers it again.
     """
 
     bytes_max: int = GRANT_BYTES_MAX
+    transfers_max: int = TRANSFERS_MAX
     lease_s: float = RESEND_CAP_S
     lines: dict[Key, Line] = field(default_factory=dict)
     granted_bytes: int = 0
     _queue: dict[Key, None] = field(default_factory=dict)  # hungry lines, longest waiting first
     _active: int = 0  # lines with a grant
 
+    @property
+    def waiting(self) -> int:
+        """Transfers that have no grant for want of credit."""
+        return len(self.lines) - self._active
+
     def offer(
-        self, owner: str, transfer: bytes, missing: Iterable[int], chunk_bytes: int, now_s: float
+        self,
+        owner: str,
+        transfer: bytes,
+        missing: Iterable[int],
+        chunk_bytes: int,
+        now_s: float,
+        *,
+        window: int = GRANT_CHUNKS_MAX,
     ) -> None:
-        """A device has chunks to send. Offering again (after a break) renews its grants."""
+        """Chunks are to be sent. Offering again (after a break) gives up the grants, for new ones."""
         self.drop(owner, transfer)
-        window = min(GRANT_CHUNKS_MAX, max(self.bytes_max // SHARES // chunk_bytes, 1))
-        line = Line(owner, transfer, chunk_bytes, set(missing), window, heard_s=now_s)
-        self.lines[owner, transfer] = line
+        self.lines[owner, transfer] = Line(owner, transfer, chunk_bytes, set(missing), window, heard_s=now_s)
         self._queue[owner, transfer] = None
 
     def arrived(self, owner: str, transfer: bytes, index: int, now_s: float) -> None:
         """A chunk came in: its credit is free again."""
         line = self.lines.get((owner, transfer))
-        if line is None:
-            return
+        if line is not None:
+            line.missing.discard(index)
+            self._settle(line, line.granted & {index}, now_s)
+
+    def follow(self, owner: str, transfer: bytes, missing: Iterable[int], now_s: float) -> None:
+        """The receiver says what it misses now: what was granted besides has arrived. With each arrival the
+        window grows by one chunk."""
+        line = self.lines.get((owner, transfer))
+        if line is not None:
+            line.missing = set(missing)
+            came = line.granted - line.missing
+            line.window = min(line.window + len(came), GRANT_CHUNKS_MAX)
+            self._settle(line, came, now_s)
+
+    def _settle(self, line: Line, came: set[int], now_s: float) -> None:
+        """Free the credit of what ``came``."""
         line.heard_s = now_s
-        line.missing.discard(index)
-        if index in line.granted:
-            line.granted.remove(index)
-            self.granted_bytes -= line.chunk_bytes
-            self._active -= not line.granted
+        line.granted -= came
+        self.granted_bytes -= len(came) * line.chunk_bytes
+        self._active -= bool(came) and not line.granted
+        # Worth a grant once half a window is free, so that grants stay few.
+        hungry = len(line.granted) <= min(self._window(line) // 2, len(line.missing) - 1)
         if not line.missing:
-            self.drop(owner, transfer)
-        elif line.hungry:
-            self._queue[owner, transfer] = None
+            self.drop(line.owner, line.transfer)
+        elif hungry:
+            self._queue[line.owner, line.transfer] = None
+        else:
+            self._queue.pop((line.owner, line.transfer), None)
+
+    def _window(self, line: Line) -> int:
+        """Chunks that may be granted to a transfer at a time."""
+        share_bytes = self.bytes_max // max(SHARES, len(self.lines))
+        return min(line.window, max(share_bytes // line.chunk_bytes, 1))
 
     def drop(self, owner: str, transfer: bytes) -> None:
         """Forget a transfer and give its credit back. No error if there is none."""
@@ -206,8 +244,8 @@ class Credits:
         for key in list(self._queue):
             line = self.lines[key]
             free = (self.bytes_max - self.granted_bytes) // line.chunk_bytes
-            room = min(line.window - len(line.granted), free)
-            if room <= 0 or (not line.granted and self._active >= TRANSFERS_MAX):
+            room = min(self._window(line) - len(line.granted), free)
+            if room <= 0 or (not line.granted and self._active >= self.transfers_max):
                 continue
             fresh = sorted(line.missing - line.granted)[:room]
             self._active += not line.granted

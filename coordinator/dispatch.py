@@ -5,33 +5,35 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
 from hashlib import blake2b
 
+import structlog
 from msgspec.structs import replace as replace_field
 
 from broker.bus import Bus, BusUndelivered
 from broker.journal import Mark
 from broker.mailbox import Mailbox
-from broker.ports import Offload
-from coordinator.effects import AnswerJoin, SendChunks, SendReceipt, SendRequest, Tell
+from broker.room import Room
+from coordinator.downlink import Downlink
+from coordinator.effects import AnswerJoin, SendChunks, SendModel, SendReceipt, SendRequest, Tell
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
-from coordinator.state import DeviceState, RequestState
+from coordinator.state import RequestState
 from coordinator.store import NO_VERSION, Store
 from schemas import topics
-from schemas.chunks import pack_chunk
 from schemas.enrolment import Welcome, seal_welcome
-from schemas.events import Event, Receipt, Refusal, TrainingRequest, encode_event
-from schemas.ids import DeviceId
+from schemas.errors import WireError
+from schemas.events import Event, ModelOffer, Receipt, Refusal, TrainingRequest, encode_event
+from schemas.ids import DeviceId, model_request_id
 from schemas.keys import Certificate, Kind, open_key_set, sign_struct
-from schemas.limits import CHUNK_BYTES_DEFAULT, RESEND_CAP_S, RESEND_FIRST_S
+from schemas.limits import RESEND_CAP_S, RESEND_FIRST_S
 
 TOLD_S = 2.0
-PULLERS = 4  # chunks on their way to devices at the same time
 LANES = 8  # senders side by side; one device's messages stay on one lane, in order
 LANE_MESSAGES_MAX = 4_096
 DEVICE_MESSAGES_MAX = 256  # of one device in its lane, so that none can take the others' place
+
+log = structlog.get_logger()
 
 
 class Dispatch:
@@ -44,24 +46,24 @@ class Dispatch:
         store: Store,
         keys: KeyStore,
         identity: Identity,
-        offload: Offload,
+        room: Room,
     ) -> None:
         self._mailbox = mailbox
         self._ledger = ledger
         self._store = store
         self._keys = keys
         self._identity = identity
-        self._offload = offload
-        self._lanes: list[asyncio.Queue[tuple[str, Event | bytes]]] = [
+        self._sealing = asyncio.Lock()
+        self._lanes: list[asyncio.Queue[tuple[str, Event | bytes | SendModel]]] = [
             asyncio.Queue(LANE_MESSAGES_MAX) for _ in range(LANES)
         ]
         self._sent_at_run_s: dict[tuple[str, str, int], tuple[float, float]] = {}
         self._queued: Counter[str] = Counter()
-        self._pulls: asyncio.Queue[SendChunks] = asyncio.Queue()  # at most one per device
-        self._pulling: set[str] = set()
         self.dropped: Counter[str] = Counter()
+        self._room = room
+        self.downlink = Downlink(ledger, store, room, identity.federation, self.tell)
 
-    def tell(self, device: str, event: Event | bytes) -> None:
+    def tell(self, device: str, event: Event | bytes | SendModel) -> None:
         """Queue a message to a device. Over the bounds it is dropped and counted: devices ask again."""
         if self._queued[device] >= DEVICE_MESSAGES_MAX:
             self.dropped[device] += 1
@@ -73,12 +75,6 @@ class Dispatch:
         except asyncio.QueueFull:
             self.dropped[device] += 1
 
-    def _pull(self, pull: SendChunks) -> None:
-        """Queue chunks that a device pulled; while some are queued, it waits for those."""
-        if pull.device not in self._pulling:
-            self._pulling.add(pull.device)
-            self._pulls.put_nowait(replace(pull, chunks=tuple(sorted(set(pull.chunks)))))
-
     async def told(self, device: str) -> None:
         """Wait until nothing is queued for a device, but not for long."""
         with suppress(TimeoutError):
@@ -86,7 +82,9 @@ class Dispatch:
                 while self._queued[device]:  # noqa: ASYNC110 - rare, and short
                     await asyncio.sleep(0.05)
 
-    def perform(self, effect: Tell | AnswerJoin | SendRequest | SendReceipt | SendChunks, mark: Mark) -> None:
+    def perform(
+        self, effect: Tell | AnswerJoin | SendRequest | SendReceipt | SendModel | SendChunks, mark: Mark
+    ) -> None:
         """Carry out an effect that is a message."""
         match effect:
             case Tell():
@@ -106,8 +104,10 @@ class Dispatch:
                         head=mark.head,
                     ),
                 )
+            case SendModel():
+                self.tell(effect.device, effect)
             case SendChunks():
-                self._pull(effect)
+                self.downlink.pull(effect)
 
     def _welcome(self, effect: AnswerJoin) -> bytes:
         join, identity = effect.join, self._identity
@@ -165,8 +165,40 @@ class Dispatch:
             layout=self._store.layout_blob(job_id),
             job_key=self._keys.job_key(job_id, job.epoch),
             update_key=request.key,
-            chunk_bytes=CHUNK_BYTES_DEFAULT,
+            chunk_bytes=spec.chunk_bytes,
             deadline_s=max(job.round.deadline_run_s - self._ledger.now().run_s, 1.0),
+        )
+
+    async def _model_offer(self, asked: SendModel) -> Event:
+        """The offer that was ordered, as it was decided: the state may be ahead of what is durable."""
+        job = self._ledger.state.jobs[asked.job]
+        version, spec = job.versions[asked.version], job.spec
+        previous = job.versions[asked.version - 1].model if asked.version else NO_VERSION
+        try:
+            async with self._sealing:
+                offered = await self._room.run(
+                    self._store.offer,
+                    job.id,
+                    version.number,
+                    version.model,
+                    previous,
+                    asked.epoch,
+                    spec.chunk_bytes,
+                )
+            layout = self._store.layout_blob(job.id)
+        except (FileNotFoundError, ValueError, WireError) as error:
+            log.warning("a model that a device asked for is lost", job=job.id, cause=str(error))
+            text = f"version {version.number} of job {job.id} is not kept any more"
+            return Refusal(code="closed", text=text, transfer=model_request_id(job.id))
+        return ModelOffer(
+            job=job.id,
+            version=version.number,
+            state=asked.state,
+            manifest=offered.blob,
+            layout=layout,
+            task=spec.task,
+            config=spec.config,
+            job_key=self._keys.job_key(job.id, asked.epoch),
         )
 
     def resend_due(self) -> None:
@@ -186,8 +218,7 @@ class Dispatch:
         async with asyncio.TaskGroup() as tasks:
             for number, lane in enumerate(self._lanes):
                 tasks.create_task(self._send(bus, lane), name=f"send-{number}")
-            for number in range(PULLERS):
-                tasks.create_task(self._send_pulled(bus), name=f"chunks-{number}")
+            tasks.create_task(self.downlink.run(bus), name="downlink")
             tasks.create_task(self._resend(), name="resend")
 
     async def _resend(self) -> None:
@@ -195,7 +226,7 @@ class Dispatch:
             await asyncio.sleep(RESEND_FIRST_S / 2)
             self.resend_due()
 
-    async def _send(self, bus: Bus, lane: asyncio.Queue[tuple[str, Event | bytes]]) -> None:
+    async def _send(self, bus: Bus, lane: asyncio.Queue[tuple[str, Event | bytes | SendModel]]) -> None:
         while True:
             device, what = await lane.get()
             self._queued[device] -= 1
@@ -205,6 +236,8 @@ class Dispatch:
             try:
                 if isinstance(what, bytes):
                     await bus.publish(topic, what)
+                elif isinstance(what, SendModel):
+                    await self._send_event(bus, topic, device, await self._model_offer(what))
                 else:
                     await self._send_event(bus, topic, device, what)
             except BusUndelivered:
@@ -214,35 +247,10 @@ class Dispatch:
         device = self._ledger.state.devices.get(device_id)
         if device is None:
             return
-        envelope = self._mailbox.sign(self._mailbox.seal(device.box, event))
+        await self._ledger.journal.room()
+        envelope = await self._room.here(self._mailbox.sign, self._mailbox.seal(device.box, event))
         self._ledger.sent(device_id, envelope.header_bytes, encode_event(_without_secrets(event)))
         await bus.publish(topic, envelope.to_bytes())
-
-    async def _send_pulled(self, bus: Bus) -> None:
-        """One chunk for each device in turn, so that none waits for another's whole model."""
-        while True:
-            pull = await self._pulls.get()
-            offered = self._store.by_transfer.get(pull.transfer)
-            device = self._ledger.state.devices[pull.device]
-            # A device that was never asked to train this job gets none of its models.
-            known = offered and pull.device in self._ledger.state.jobs[offered.manifest.job].newest
-            if offered is None or not known or device.state is not DeviceState.ACTIVE:
-                self._pulling.discard(pull.device)
-                text = "this model is not offered; ask for your state"
-                self.tell(pull.device, Refusal(code="closed", text=text, transfer=pull.transfer))
-                continue
-            index, rest = pull.chunks[0], pull.chunks[1:]
-            topic = topics.down(self._identity.federation, DeviceId(pull.device))
-            if index < len(offered.manifest.chunks):
-                try:
-                    sealed = await self._offload.run(self._store.read_chunk, offered, index)
-                    await bus.publish(topic, pack_chunk(pull.transfer, index, sealed))
-                except BusUndelivered:
-                    rest = ()  # it pulls again after it reconnects
-            if rest:
-                self._pulls.put_nowait(replace(pull, chunks=rest))
-            else:
-                self._pulling.discard(pull.device)
 
 
 def _seed(seed: int, job: str, device: str, round_: int) -> int:
@@ -252,6 +260,6 @@ def _seed(seed: int, job: str, device: str, round_: int) -> int:
 
 
 def _without_secrets(event: Event) -> Event:
-    if not isinstance(event, TrainingRequest):
+    if not isinstance(event, TrainingRequest | ModelOffer):
         return event
     return replace_field(event, job_key=bytes(32))

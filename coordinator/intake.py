@@ -71,6 +71,19 @@ class Intake:
         self._writes = asyncio.Semaphore(WRITES_MAX)
         self._said_at_s: dict[tuple[str, str], float] = {}
 
+    def transfers(self) -> dict[str, int]:
+        """How much is under way, for people."""
+        up, down = self.uploads.credits, self._dispatch.downlink.credits
+        return {
+            "uploads": self.uploads.open,
+            "uploads_waiting": up.waiting,
+            "uploads_granted_bytes": up.granted_bytes,
+            "offers_put_off": self.uploads.put_off,
+            "pulls": len(down.lines),
+            "pulls_waiting": down.waiting,
+            "pulls_granted_bytes": down.granted_bytes,
+        }
+
     async def run(self, bus: Bus) -> None:
         """Read the bus until cancelled. Raises `broker.bus.BusRefused`."""
         async with asyncio.TaskGroup() as tasks:

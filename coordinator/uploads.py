@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from broker.bodies import Bodies
 from broker.ports import Ports
 from broker.transfer import Credits, Spool
 from coordinator.dispatch import Dispatch
-from coordinator.fold import read_envelope, stored, stored_name
 from coordinator.ledger import Ledger
-from coordinator.state import OPEN_REQUEST
+from coordinator.spools import Begun, Spools
+from coordinator.state import OPEN_REQUEST, Request
 from coordinator.store import Store
 from schemas.chunks import Chunk, bitmap
-from schemas.envelope import Envelope, chunk_digests
-from schemas.errors import LayoutMismatch, Orphan, WireError
-from schemas.events import Bitmap, Grant
+from schemas.envelope import Envelope, Order
+from schemas.errors import LayoutMismatch, Orphan
+from schemas.events import Bitmap, Grant, OfferRead
 from schemas.limits import CHUNK_OVERHEAD_BYTES, RESEND_CAP_S, RESEND_FIRST_S
+
+log = structlog.get_logger()
 
 SMALL_CHUNK_BYTES = 64 * 1024  # takes less time to hash and write than to hand to a thread
 SPOOLS_MAX = 256  # transfers that have begun and are not complete: each is an open file
@@ -31,17 +36,34 @@ Key = tuple[str, bytes]  # device, transfer
 
 @dataclass(slots=True)
 class Upload:
-    """A transfer that has begun."""
+    """A transfer that has begun. ``order`` is that of the newest offer of it."""
 
     device: str
-    envelope: Envelope
-    spool: Spool
+    begun: Begun
     heard_s: float
+    order: Order
+
+    @property
+    def envelope(self) -> Envelope:
+        return self.begun.envelope
+
+    @property
+    def spool(self) -> Spool:
+        return self.begun.spool
 
     @property
     def recipient(self) -> bytes:
         """Id of the request's key."""
         return self.envelope.clear.recipient
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """The spool of a transfer that fell silent, or that an earlier life of this coordinator began."""
+
+    key: Key
+    path: Path
+    since_s: float
 
 
 class Uploads:
@@ -60,14 +82,21 @@ class Uploads:
         self._ledger = ledger
         self._dispatch = dispatch
         self._store = store
-        self._bodies = bodies
+        self._spools = Spools(ports.files, folder, bodies)
         self._ports = ports
-        self._folder = folder
         self._completed = completed
         self._uploads: dict[Key, Upload] = {}
-        self._busy: set[Key] = set()  # being opened, closed or made durable
-        self._resting: dict[bytes, Path] = {}  # request's key → spool of a device that fell silent
+        self._opening: dict[Key, asyncio.Event] = {}
+        self._busy: set[Key] = set()  # being closed or made durable
+        self._resting: dict[bytes, Resting] = {}  # by the request's key: one of each
         self.credits = Credits()
+        self.put_off = 0
+        """Offers that were not answered for want of room, so far."""
+
+    @property
+    def open(self) -> int:
+        """Transfers that have begun and are not complete."""
+        return len(self._uploads)
 
     def offer(self, device: str, job: str, received: Envelope) -> Awaitable[None] | None:
         """A device has an update for us: say what we hold of it, and grant what there is room for.
@@ -80,24 +109,38 @@ class Uploads:
         if clear.content_bytes != expected:
             raise LayoutMismatch(f"an update of {clear.content_bytes} bytes where the layout has {expected}")
         key = device, received.transfer
-        if key in self._busy:
+        if key in self._busy or key in self._opening:
             return None
-        if key in self._uploads:
-            self._uploads[key].heard_s = self._ports.clock.monotonic_s()
+        upload = self._uploads.get(key)
+        if upload is not None:
+            if received.order <= upload.order:
+                return None  # it came twice
+            upload.heard_s, upload.order = self._ports.clock.monotonic_s(), received.order
             return self._answer(key)
-        begun = [*self._uploads, *self._busy]
-        if len(begun) >= SPOOLS_MAX or sum(owner == device for owner, _ in begun) >= DEVICE_SPOOLS_MAX:
+        if self._spools.kept(received):
+            self._busy.add(key)
+            return self._record(key, received)
+        if not self._room(device):
+            self.put_off += 1
+            log.debug("an offer was put off", device=device, job=job, transfers=len(self._uploads))
             return None  # the device offers again, later
-        self._busy.add(key)
-        if self._resting.get(clear.recipient) == self._path(received):
+        if clear.recipient in self._resting and self._resting[clear.recipient].key == key:
             del self._resting[clear.recipient]
-        return self._begin(key, received)
+        self._opening[key] = asyncio.Event()
+        return self._begin(key, self._spools.path(received), received)
 
-    async def _begin(self, key: Key, received: Envelope) -> None:
-        # What an earlier life of this coordinator spooled is hashed again: the file is the truth.
-        self._uploads[key] = await self._ports.offload.run(self._open, key[0], received)
-        self._busy.discard(key)
-        await self._answer(key)
+    def _room(self, device: str) -> bool:
+        begun = [*self._uploads, *self._opening, *self._busy]
+        return len(begun) < SPOOLS_MAX and sum(owner == device for owner, _ in begun) < DEVICE_SPOOLS_MAX
+
+    async def _begin(self, key: Key, path: Path, received: Envelope | None) -> None:
+        begun = await self._ports.offload.run(self._spools.open, path, received)
+        if begun is not None:
+            order = (received or begun.envelope).order
+            self._uploads[key] = Upload(key[0], begun, self._ports.clock.monotonic_s(), order)
+        self._opening.pop(key).set()
+        if received is not None:
+            await self._answer(key)
 
     async def _answer(self, key: Key) -> None:
         upload = self._uploads.get(key)
@@ -105,6 +148,7 @@ class Uploads:
             return  # its last chunk came meanwhile
         device, transfer = key
         spool, now_s = upload.spool, self._ports.clock.monotonic_s()
+        self._dispatch.tell(device, OfferRead(transfer=transfer, seq=upload.order.seq))
         self._dispatch.tell(device, Bitmap(transfer=transfer, have=bitmap(spool.have)))
         if spool.complete:
             await self._finish(key)
@@ -114,75 +158,58 @@ class Uploads:
             self.credits.offer(device, transfer, spool.missing(), sealed_bytes, now_s)
             self._grant()
 
-    def _open(self, device: str, received: Envelope) -> Upload:
-        self._ports.files.make_dir(self._folder)
-        path = self._path(received)
-        if self._ports.files.exists(path):
-            received = self._earlier(path) or received
-        spool = Spool(
-            self._ports.files,
-            path,
-            digests=chunk_digests(received),
-            content_bytes=received.clear.content_bytes,
-            chunk_bytes=received.clear.chunk_bytes,
-            preamble=stored(received),
-        )
-        spool.open()
-        return Upload(device, received, spool, self._ports.clock.monotonic_s())
-
-    def _path(self, received: Envelope) -> Path:
-        return self._folder / f"{stored_name(received.clear.recipient, received.digest)}.part"
-
-    def _earlier(self, path: Path) -> Envelope | None:
-        """The envelope that a spool was begun with: the same body, signed under an earlier number. None if a
-        crash left no whole one; the spool then starts anew."""
-        file = self._ports.files.open(path)
-        try:
-            earlier = read_envelope(file)[0]
-        except WireError:
-            self._ports.files.remove(path)
-            return None
-        finally:
-            file.close()
-        return earlier
-
     async def chunk(self, device: str, chunk: Chunk) -> Awaitable[None] | None:
         """Spool one chunk; done when it is written. With the last one, what is returned is to be awaited:
         it makes the whole durable. Raises `Orphan` for a chunk of no transfer."""
         key = device, chunk.transfer
+        await self._opened(key)
         upload = self._uploads.get(key)
         if upload is None:
             if key in self._busy:
                 return None  # a second copy of the last chunk
             raise Orphan("a chunk of no transfer that was offered, or of one that is complete")
         upload.heard_s = self._ports.clock.monotonic_s()
-        if len(chunk.sealed) <= SMALL_CHUNK_BYTES:
-            upload.spool.accept(chunk.index, chunk.sealed)
-        else:
-            await self._ports.offload.run(upload.spool.accept, chunk.index, chunk.sealed)
+        await self._accept(upload.spool, chunk)
         self.credits.arrived(device, chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
         self._grant()
         # An offer that came again meanwhile may have seen the last chunk first.
         return self._finish(key) if upload.spool.complete and key in self._uploads else None
+
+    async def _accept(self, spool: Spool, chunk: Chunk) -> None:
+        if len(chunk.sealed) <= SMALL_CHUNK_BYTES:
+            with suppress(OSError):  # a full disk is waited for below, any other failure comes again there
+                spool.accept(chunk.index, chunk.sealed)
+                return
+        await self._ports.offload.run(spool.accept, chunk.index, chunk.sealed)
+
+    async def _opened(self, key: Key) -> None:
+        """A chunk of a transfer came: wait until its spool is open, open it if it rests."""
+        if key in self._opening:
+            await self._opening[key].wait()
+        elif key not in self._uploads and key not in self._busy:
+            resting = next((resting for resting in self._resting.values() if resting.key == key), None)
+            if resting is not None and self._room(key[0]):
+                self._resting = {of: found for of, found in self._resting.items() if found is not resting}
+                self._opening[key] = asyncio.Event()
+                await self._begin(key, resting.path, None)
 
     def _finish(self, key: Key) -> Awaitable[None]:
         self._busy.add(key)
         return self._keep(key, self._uploads.pop(key))
 
     async def _keep(self, key: Key, upload: Upload) -> None:
-        envelope = upload.envelope
-        name = stored_name(envelope.clear.recipient, envelope.digest)
+        await self._ports.offload.run(self._spools.keep, upload.begun)
         resting = self._resting.pop(upload.recipient, None)
-        await self._ports.offload.run(self._adopt, name, upload.spool, resting)
-        await self._completed(upload.device, envelope)
+        if resting is not None:
+            self._spools.remove(resting.path)
+        await self._completed(upload.device, upload.envelope)
         self._busy.discard(key)
 
-    def _adopt(self, name: str, spool: Spool, resting: Path | None) -> None:
-        spool.finish()
-        self._bodies.adopt(name, spool.path)
-        self._bodies.sync()
-        if resting is not None:
-            self._ports.files.remove(resting)
+    async def _record(self, key: Key, received: Envelope) -> None:
+        """All of it is durable: an earlier life of this coordinator ended before that was recorded."""
+        envelope = await self._ports.offload.run(self._spools.kept_envelope, received)
+        await self._completed(key[0], envelope)
+        self._busy.discard(key)
 
     def _grant(self) -> None:
         for granted in self.credits.grant(self._ports.clock.monotonic_s()):
@@ -196,9 +223,13 @@ class Uploads:
                 upload = self._uploads.get(key)  # resting one takes a while: this one may be complete by now
                 if upload and self._ports.clock.monotonic_s() - upload.heard_s > IDLE_S:
                     await self._rest(key)
-            for recipient in [recipient for recipient in self._resting if not self._wanted(recipient)]:
-                self._ports.files.remove(self._resting.pop(recipient))
-            self.credits.expire(self._ports.clock.monotonic_s())
+            now_s = self._ports.clock.monotonic_s()
+            for recipient, resting in list(self._resting.items()):
+                request = self._request(recipient)
+                wanted = request is not None and request.state in OPEN_REQUEST
+                if not wanted and now_s - resting.since_s > IDLE_S:
+                    self._spools.remove(self._resting.pop(recipient).path)
+            self.credits.expire(now_s)
             self._grant()
 
     async def _rest(self, key: Key) -> None:
@@ -207,31 +238,24 @@ class Uploads:
         upload = self._uploads.pop(key)
         self.credits.drop(*key)
         before = self._resting.pop(upload.recipient, None)
-        self._resting[upload.recipient] = upload.spool.path
+        self._resting[upload.recipient] = Resting(key, upload.spool.path, upload.heard_s)
         await self._ports.offload.run(upload.spool.close)
         if before is not None:
-            self._ports.files.remove(before)
+            self._spools.remove(before.path)
         self._busy.discard(key)
 
-    def _wanted(self, recipient: bytes) -> bool:
-        """Whether the update to a request's key is still to come."""
+    def _request(self, recipient: bytes) -> Request | None:
+        """The request with this key."""
         known = self._ledger.state.by_update_key.get(recipient)
-        request = self._ledger.state.jobs[known[0]].requests.get((known[1], known[2])) if known else None
-        return request is not None and request.state in OPEN_REQUEST
+        return self._ledger.state.jobs[known[0]].requests.get((known[1], known[2])) if known else None
 
     def sweep(self) -> None:
-        """At start: remove spools that nobody waits for; of one request's, one is kept."""
-        files = self._ports.files
-        for name in files.names(self._folder):
-            path = self._folder / name
-            file = files.open(path)
-            try:
-                recipient = read_envelope(file)[0].clear.recipient
-            except WireError:
-                recipient = b""
-            finally:
-                file.close()
-            if recipient not in self._resting and self._wanted(recipient):
-                self._resting[recipient] = path
+        """At start: keep a spool for each request whose update has not come, and remove the rest."""
+        for path, envelope in self._spools.left():
+            recipient = envelope.clear.recipient
+            request = self._request(recipient)
+            if request is None or request.digest or recipient in self._resting:
+                self._spools.remove(path)
             else:
-                files.remove(path)
+                key = request.device, envelope.transfer
+                self._resting[recipient] = Resting(key, path, self._ports.clock.monotonic_s())

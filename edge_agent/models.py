@@ -1,6 +1,8 @@
 """Model versions on this device: pulled chunk by chunk, kept sealed as they came.
 
-A file under its final name is whole and durable; one that still grows is called ``….part``.
+A pull names the next chunks that are missing here, so the coordinator learns from it what has arrived. It is
+said again while chunks come; when none come for longer than chunks take on this link, the same pull says that
+they are lost.
 """
 
 from __future__ import annotations
@@ -13,35 +15,49 @@ from pathlib import Path
 from typing import Final
 
 from broker.bus import BusUndelivered
-from broker.ports import Files, Offload
+from broker.ports import Ports
 from broker.transfer import Spool
+from edge_agent.kept import Shelf
 from schemas.chunks import Chunk
 from schemas.errors import WireError
-from schemas.events import ChunkPull
-from schemas.limits import PULL_CHUNKS_MAX, RESEND_CAP_S, RESEND_FIRST_S
+from schemas.events import ChunkPull, ModelOffer
+from schemas.limits import KIB, PULL_CHUNKS_MAX, RESEND_CAP_S, RESEND_FIRST_S
 from schemas.models import Manifest
 
 log: Final = logging.getLogger("fedbus.models")
 
-DIR: Final = "models"
-PART: Final = ".part"
-KEPT_PER_JOB: Final = 2
+KEPT_PER_JOB: Final = 2  # versions of a job that runs
+ASIDE_CHUNKS: Final = 2  # pulled at a time by what must not keep training waiting
+TELL_S: Final = 0.25  # how long arrivals may wait for others before they are told of
+LINK_BYTES_PER_S: Final = 32 * KIB  # what is expected of a link until its first chunk came
+PATIENCE_MAX_S: Final = 10 * RESEND_CAP_S
 
 Send = Callable[[ChunkPull], Awaitable[object]]
 
 
 class Models:
-    """The folder of sealed models, and at most one pull at a time."""
+    """At most one pull at a time, into the folder of sealed models. ``send`` raises `BusUndelivered` at once
+    when there is no connection.
 
-    def __init__(self, files: Files, offload: Offload, directory: Path, send: Send) -> None:
-        self._files = files
-        self._offload = offload
-        self._folder = directory / DIR
+    With ``behind``, it asks for few chunks at a time, and for none while that one pulls.
+    """
+
+    def __init__(self, ports: Ports, shelf: Shelf, send: Send, *, behind: Models | None = None) -> None:
+        self._files = ports.files
+        self._offload = ports.offload
+        self._shelf = shelf
         self._send = send
+        self._behind = behind
+        self._window = ASIDE_CHUNKS if behind else PULL_CHUNKS_MAX
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._transfer = b""
         self._spool: Spool | None = None
-        self._asked: set[int] = set()
         self._changed = asyncio.Event()
+        self._said = False
+        self._reconnected = False
+        self._chunk_s = 0.0
+        """How long a chunk takes, by what came lately."""
 
     def take(self, chunk: Chunk) -> bool:
         """Keep a chunk that is being pulled; False if nobody asked for it, or it is not the right one.
@@ -55,89 +71,97 @@ class Models:
         except WireError as error:
             log.warning("a model chunk was not taken: %s", error)
             return False
-        self._asked.discard(chunk.index)
         self._changed.set()
         return True
 
     def again(self) -> None:
-        """Ask again for what is missing: a new connection stands."""
-        self._asked.clear()
+        """A new connection stands: wait anew for what the broker may have kept, then ask again."""
+        self._reconnected = True
         self._changed.set()
 
-    async def pull(self, manifest: Manifest) -> Path:
+    async def pull(self, offer: ModelOffer, manifest: Manifest) -> Path:
         """The file of this version's sealed chunks, once it is whole and durable. Waits for ever."""
-        self._files.make_dir(self._folder)
-        path = self._folder / _name(manifest)
-        if self._files.exists(path):
+        path = self._shelf.enter(offer, manifest)
+        if self._shelf.whole(path):
             return path
+        self._idle.clear()
+        try:
+            await self._fetch(self._shelf.part(path), manifest)
+        finally:
+            self._idle.set()
+        self._shelf.finish(path, offer)
+        self._shelf.prune(manifest.job, KEPT_PER_JOB)
+        return path
+
+    async def _fetch(self, part: Path, manifest: Manifest) -> None:
         spool = Spool(
             self._files,
-            path.with_name(path.name + PART),
+            part,
             digests=manifest.chunks,
             content_bytes=manifest.model_bytes,
             chunk_bytes=manifest.chunk_bytes,
         )
         await self._offload.run(spool.open)
         self._spool, self._transfer = spool, manifest.transfer()
-        self._asked.clear()
+        self._reconnected, self._chunk_s = False, spool.sealed_bytes(0) / LINK_BYTES_PER_S
         try:
             await self._fill(spool)
+            with suppress(TimeoutError):  # it only gives back credit, which lapses anyway
+                async with asyncio.timeout(RESEND_FIRST_S):
+                    await self._say([])
             await self._offload.run(spool.finish)
         finally:
             self._spool, self._transfer = None, b""
             spool.close()
-        self._files.rename(spool.path, path)
-        self._files.sync_dir(self._folder)
-        self._prune(manifest.job)
-        return path
 
     async def _fill(self, spool: Spool) -> None:
-        delay_s = RESEND_FIRST_S
+        patience_s = 0.0
         while not spool.complete:
+            if self._behind is not None:
+                await self._behind.rest()
+            have, wanted = len(spool.have), spool.missing()[: self._window]
+            await self._say(wanted)
+            patience_s = max(patience_s, 2 * self._chunk_s, RESEND_FIRST_S)
+            if not await self._more(spool, have, patience_s):
+                patience_s = min(2 * patience_s, PATIENCE_MAX_S)
+                continue
+            patience_s = 0.0
+            # Half of them are waited for, but not for long: pulls stay few, and credit comes back soon.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TELL_S):
+                    while 2 * (len(spool.have) - have) < len(wanted):
+                        await self._more(spool, len(spool.have), RESEND_CAP_S)
+
+    async def _more(self, spool: Spool, have: int, patience_s: float) -> bool:
+        """Whether more than ``have`` chunks came in time, which counts anew from a reconnection: the broker
+        may have kept some. Learns how long a chunk takes.
+        """
+        clock = asyncio.get_running_loop().time
+        since_s = clock()
+        while len(spool.have) == have:
             self._changed.clear()
-            room = PULL_CHUNKS_MAX - len(self._asked)
-            # Half a window is waited for, so that requests stay few.
-            if room >= PULL_CHUNKS_MAX // 2:
-                wanted = [index for index in spool.missing() if index not in self._asked][:room]
-                if wanted:
-                    self._asked.update(wanted)
-                    with suppress(BusUndelivered):
-                        await self._send(ChunkPull(transfer=self._transfer, chunks=wanted))
             try:
-                async with asyncio.timeout(delay_s):
+                async with asyncio.timeout_at(since_s + patience_s):
                     await self._changed.wait()
-                delay_s = RESEND_FIRST_S
             except TimeoutError:
-                self._asked.clear()
-                delay_s = min(2 * delay_s, RESEND_CAP_S)
+                return False
+            if self._reconnected:
+                self._reconnected, since_s = False, clock()
+                if not self._said:
+                    return False
+        self._chunk_s = min(max(clock() - since_s, self._chunk_s / 2), RESEND_CAP_S)
+        return True
+
+    async def _say(self, wanted: list[int]) -> None:
+        self._said = False
+        with suppress(BusUndelivered):
+            await self._send(ChunkPull(transfer=self._transfer, chunks=wanted))
+            self._said = True
+
+    async def rest(self) -> None:
+        """Wait until nothing is being pulled."""
+        await self._idle.wait()
 
     def drop(self, path: Path) -> None:
         """Remove a file that turned out to be damaged."""
-        self._files.remove(path)
-
-    def forget(self, job: str) -> None:
-        """Remove all versions of a job."""
-        for _, name in self._versions(job):
-            if self._spool is None or name != self._spool.path.name:
-                self._files.remove(self._folder / name)
-
-    def forget_all(self) -> None:
-        """Remove every model."""
-        self._files.remove(self._folder)
-
-    def _prune(self, job: str) -> None:
-        for _, name in self._versions(job)[:-KEPT_PER_JOB]:
-            self._files.remove(self._folder / name)
-
-    def _versions(self, job: str) -> list[tuple[int, str]]:
-        """(version, file name), oldest first."""
-        found = []
-        for name in self._files.names(self._folder):
-            owner, version, *_ = name.split(".")
-            if owner == job:
-                found.append((int(version), name))
-        return sorted(found)
-
-
-def _name(manifest: Manifest) -> str:
-    return f"{manifest.job}.{manifest.version}.{manifest.transfer().hex()}"
+        self._shelf.remove(path)

@@ -2,6 +2,9 @@
 
 ``outbox/<job>.<request>.<attempt>/`` holds what the worker wrote (``body`` and perhaps ``chunks``, synced);
 the folder counts once the file ``sealed`` stands in it. What is sent again is the same ciphertext.
+
+A chunk is sent when it is granted, and a second time only if the first was lost: grants count once the
+coordinator has read an offer that was made behind all chunks sent so far; from then on each chunk goes once.
 """
 
 from __future__ import annotations
@@ -48,6 +51,11 @@ class Entry:
         self.folder = folder
         self.update = update
         self.granted: list[int] = []
+        self.sent: set[int] = set()
+        """Chunks that were sent since an offer was read."""
+        self.awaited: int | None = None
+        """Number of the first offer since the last chunk was sent; None before the first of this life."""
+        self.read = False
         self.offer_now = True
         self.heard_s = 0.0
         """When it was offered, or something granted, last."""
@@ -64,6 +72,30 @@ class Entry:
     @property
     def transfer(self) -> bytes:
         return transfer_id(self.update.seal.body)
+
+    def offer(self, seq: int) -> None:
+        """It is being offered under this number: what was granted before counts no more."""
+        if self.read or self.awaited is None:
+            self.awaited, self.read = seq, False
+        self.granted.clear()
+
+    def was_read(self, seq: int) -> None:
+        """The coordinator read this offer, and all that was sent before it."""
+        if self.awaited is not None and seq >= self.awaited and not self.read:
+            self.read = True
+            self.sent.clear()
+
+    def grant(self, chunks: Collection[int]) -> None:
+        """These may be sent, unless they are meant for an older offer."""
+        if self.read:
+            count, known = self.update.clear.chunks, {*self.granted, *self.sent}
+            self.granted += [index for index in chunks if index < count and index not in known]
+
+    def next_chunk(self) -> int:
+        """The next granted chunk; it counts as sent from now on, for a sender may not learn that it was."""
+        index = self.granted.pop(0)
+        self.sent.add(index)
+        return index
 
     def fields(self) -> dict[str, object]:
         """For the log."""
@@ -123,22 +155,35 @@ class Outbox:
                 self._start(entry)
             await asyncio.Event().wait()
 
-    def offer(self, key: RequestKey | None = None) -> None:
-        """Offer an update (all of them, without a key) now instead of later."""
+    def offer(self, key: RequestKey) -> None:
+        """Offer an update now instead of later."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.offer_now = True
+            entry.changed.set()
+
+    def again(self) -> None:
+        """A new connection stands. Chunks may have been lost with the old one: offer what was being sent.
+
+        An offer that waits for its answer is left to the broker, for a while.
+        """
         for entry in self._entries.values():
-            if key is None or entry.key == key:
-                entry.offer_now = True
-                entry.changed.set()
+            entry.offer_now = entry.offer_now or entry.read
+            entry.changed.set()
 
     def grant(self, transfer: bytes, chunks: Collection[int]) -> None:
         """Chunks may be sent. Those of an unknown transfer are none of ours any more."""
         entry = self.by_transfer(transfer)
         if entry is not None:
-            count = entry.update.clear.chunks
-            fresh = [index for index in chunks if index < count and index not in entry.granted]
-            entry.granted.extend(fresh)
+            entry.grant(chunks)
             entry.heard_s = self._clock.monotonic_s()
             entry.changed.set()
+
+    def was_read(self, transfer: bytes, seq: int) -> None:
+        """The coordinator read an offer: the grants that follow it count."""
+        entry = self.by_transfer(transfer)
+        if entry is not None:
+            entry.was_read(seq)
 
     def by_transfer(self, transfer: bytes) -> Entry | None:
         """The update whose body this names."""
@@ -165,14 +210,13 @@ class Outbox:
             try:
                 await self._offer_if_due(entry)
                 while entry.granted and self._holds(entry):
-                    await self._send_chunk(entry, entry.granted.pop(0))
+                    await self._send_chunk(entry, entry.next_chunk())
                     delay_s = RESEND_FIRST_S
                     if self._clock.monotonic_s() - entry.heard_s >= RESEND_CAP_S:
                         # On a slow link; the coordinator may have put the upload aside and needs a new offer.
                         entry.offer_now = True
                     await self._offer_if_due(entry)
             except BusUndelivered:
-                entry.granted.clear()
                 entry.offer_now = True
             except FileNotFoundError:
                 if self._holds(entry):
@@ -198,6 +242,7 @@ class Outbox:
         body = self._files.read(entry.folder / work.BODY_FILE)
         sealed = Sealed(entry.update.clear, entry.update.seal, body)
         envelope = self._mailbox.sign(sealed)
+        entry.offer(envelope.order.seq)
         log.debug("offered", extra=entry.fields())
         await self._mailbox.bus.publish(self._topic, envelope.to_bytes())
 

@@ -67,7 +67,7 @@ class Seal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     body: bytes
 
 
-class Order(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Order(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, order=True):
     """Where the message stands among its sender's. Signed, but not part of ``ctx``."""
 
     incarnation: int
@@ -151,6 +151,13 @@ class Content:
 def chunk_count(content_bytes: int, chunk_bytes: int) -> int:
     """How many chunks a content has: the quotient, rounded up."""
     return -(-content_bytes // chunk_bytes)
+
+
+def fitting_chunk_bytes(content_bytes: int, chunk_bytes: int) -> int:
+    """``chunk_bytes``, doubled until the chunks are few enough."""
+    while chunk_count(content_bytes, chunk_bytes) > CHUNKS_MAX:
+        chunk_bytes *= 2
+    return chunk_bytes
 
 
 def new_clear(

@@ -19,6 +19,7 @@ INLINE_BYTES_MAX: Final = 48 * KIB  # content that travels inside the body, with
 CHUNK_BYTES_DEFAULT: Final = MIB
 CHUNK_BYTES_MIN: Final = 4 * KIB
 CHUNK_BYTES_MAX: Final = 4 * MIB
+CHUNK_BYTES_CHOSEN_MIN: Final = 64 * KIB  # that a job or a device's owner may choose
 CHUNKS_MAX: Final = 32_768
 CHUNK_OVERHEAD_BYTES: Final = 16  # Poly1305 tag
 MESSAGE_BYTES_MAX: Final = 5 * MIB  # what a bus must carry: one chunk or one envelope with its body
@@ -26,6 +27,7 @@ CONTENT_BYTES_MAX: Final = 8 * 1024 * MIB
 JOIN_BYTES_MAX: Final = 2 * KIB
 WELCOME_BYTES_MAX: Final = 4 * KIB
 TOKEN_CHARS_MAX: Final = 4 * KIB
+CA_CHARS_MAX: Final = 2 * KIB  # of the PEM text in a token
 
 # Parsing: what a msgpack document may hold before its types are looked at.
 MSGPACK_ITEMS_MAX: Final = 65_536
