@@ -81,6 +81,8 @@ class WorkerLink:
     async def call(self, order: work.Fit) -> work.Fitted | work.Problem: ...
     @overload
     async def call(self, order: work.Evaluate) -> work.Evaluated | work.Problem: ...
+    @overload
+    async def call(self, order: work.Inspect) -> work.Inspected | work.Problem: ...
     async def call(self, order: work.AnyOrder) -> work.Reply:
         """Have ``order`` carried out. Raises `WorkerFailed`; a cancelled call kills the worker."""
         async with self._turn:
@@ -176,10 +178,15 @@ class WorkerLink:
         return f": {' | '.join(lines[-STDERR_LINES_TOLD:])}" if lines else ""
 
 
+SMALL_ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+"""For a program that has a worker, with glibc: large blocks go back to the system at once; slow for tensors."""
+
+
 def environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
-    """The worker's: ours, with its thread limits."""
+    """The worker's: ours, with its thread limits and the allocator's usual settings."""
     count = str(max(threads, 1))
-    return {**with_our_packages(inherited), "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    usual = {name: value for name, value in inherited.items() if SMALL_ALLOCATOR.get(name) != value}
+    return {**with_our_packages(usual), "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
 
 
 def with_our_packages(inherited: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The resident: ``python -P -m edge_agent --dir DIRECTORY``, as ``fedbus-agent run`` starts it.
 
-Exit status 0 after SIGTERM or Ctrl-C, 1 with one line that says why.
+Exit status 0 after SIGTERM or Ctrl-C; otherwise one line says why, with 1, or 2 if starting again won't help
+before somebody did something about it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_agent.origin import Shadowed, check_origin
+
+FAILED = 1
+NO_USE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +42,7 @@ def _serve(directory: Path, *, verbose: bool) -> int:
     from edge_agent import config, identity, logs
     from edge_agent.app import Agent, RevokedHere
     from edge_agent.ledger import LedgerError
+    from edge_agent.lives import live
     from edge_agent.presence import Machine, bus_for
     from schemas.limits import STOP_S
 
@@ -50,9 +55,13 @@ def _serve(directory: Path, *, verbose: bool) -> int:
             machine = Machine(
                 len(os.sched_getaffinity(0)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             )
-            bus = bus_for(own, settings, ports)
-            agent = Agent(directory, settings, ports, bus, own, machine=machine)
-            asyncio.run(service.run(agent.run, stop_deadline_s=STOP_S))
+
+            def agent() -> Agent:
+                newest = identity.load(ports.files, directory)
+                bus = bus_for(newest, settings, ports)
+                return Agent(directory, settings, ports, bus, newest, machine=machine)
+
+            asyncio.run(service.run(lambda: live(agent), stop_deadline_s=STOP_S))
     except LockHeld as error:
         return _failed(f"another agent runs on this directory: {error}")
     except BusRefused as error:
@@ -61,16 +70,18 @@ def _serve(directory: Path, *, verbose: bool) -> int:
             f"replaced by a newer invitation; ask the operator for a new token "
             f"(`fedbus-coordinator invite {own.device}`) and enrol in a new directory ({error})"
         )
-    except (identity.IdentityError, config.ConfigError, LedgerError, RevokedHere, BusError) as error:
+    except (identity.IdentityError, config.ConfigError, RevokedHere) as error:
+        return _failed(str(error), NO_USE)
+    except (LedgerError, BusError) as error:
         return _failed(str(error))
     except OSError as error:
         return _failed(f"{directory}: {error}; correct the cause (space, permissions) and start again")
     return 0
 
 
-def _failed(text: str) -> int:
+def _failed(text: str, status: int = FAILED) -> int:
     print(f"fedbus-agent: {text}", file=sys.stderr)  # noqa: T201  # the one line for people
-    return 1
+    return status
 
 
 if __name__ == "__main__":

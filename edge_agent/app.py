@@ -3,6 +3,7 @@
 An update's way: `listen.Gate` makes the request durable and accepts → `models` pulls the version it is
 based on → `trainer` has it trained and sealed in a worker → `outbox` offers the ciphertext until the
 coordinator's receipt. Each step is durable before the next, so a crash repeats work and loses none.
+When a job ends, `finals` fetches its last version for the owner.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from broker.mailbox import Mailbox, Sequencer
 from broker.ports import Ports
 from edge_agent import tasks
 from edge_agent.config import Config
+from edge_agent.finals import Finals
 from edge_agent.identity import SEQUENCE_FILE, Identity, save
+from edge_agent.kept import Shelf
 from edge_agent.ledger import Ledger, RequestKey, RequestState
-from edge_agent.listen import Ears, Gate
+from edge_agent.listen import Complaints, Ears, Gate
 from edge_agent.models import Models
 from edge_agent.outbox import Outbox
 from edge_agent.presence import UNKNOWN_MACHINE, Machine, Presence
 from edge_agent.trainer import Trainer
 from schemas import chunks, envelope, events
-from schemas.errors import Replayed, WireError
+from schemas.errors import WireError
+from schemas.jobs import JOB_RUNNING
 
 log: Final = logging.getLogger("fedbus.agent")
 
@@ -75,14 +79,20 @@ class Agent:
             Sequencer(ports.files, directory / SEQUENCE_FILE),
             ports.entropy,
         )
-        self._models = Models(ports.files, ports.offload, directory, self._send)
+        self._shelf = Shelf(ports.files, ports.clock, directory)
+        self._models = Models(ports, self._shelf, self._pull)
+        self._aside = Models(ports, self._shelf, self._pull, behind=self._models)
         self._outbox = Outbox(ports, directory, self._mailbox, identity.up_topic)
         self._trainer = Trainer(
             ports, directory, config, identity, self._ledger, self._models, self._outbox, self._answer
         )
         self._ears = Ears(identity, self._ledger)
+        self._complaints = Complaints(ports.clock)
         self._gate = Gate(ports.files, identity, self._ledger, config, installed)
         self._presence = Presence(ports.files, identity, self._ledger, config, machine, installed, self._send)
+        self._finals = Finals(
+            self._ledger, self._shelf, self._aside, identity, self._send, self._presence.ask
+        )
         self._answers: asyncio.Queue[events.Event] = asyncio.Queue(ANSWERS_MAX)
 
     async def run(self) -> None:
@@ -97,6 +107,8 @@ class Agent:
                 group.create_task(self._send_answers(), name="answers")
                 group.create_task(self._outbox.run(), name="outbox")
                 group.create_task(self._trainer.run(), name="trainer")
+                group.create_task(self._finals.run(), name="finals")
+                service.notify("READY=1")  # whether or not the broker can be reached now
         except BaseExceptionGroup as group_error:
             raise service.innermost(group_error) from group_error
 
@@ -119,6 +131,7 @@ class Agent:
                 self._ledger.settle(record.key, RequestState.CLOSED)
         for path in list(self._ledger.lost_files()):
             self._ports.files.remove(path)
+        self._finals.tidy()
 
     async def _listen(self) -> None:
         async for arrival in self._bus.incoming():
@@ -127,7 +140,8 @@ class Agent:
                 self._ledger.data.connected_wall_s = self._ports.clock.wall_s()
                 self._ledger.save()
                 self._models.again()
-                self._outbox.offer()
+                self._aside.again()
+                self._outbox.again()
                 self._presence.ask()
             else:
                 await self._take(arrival)
@@ -139,19 +153,17 @@ class Agent:
                 self._hear(self._ears.hear(payload))
             elif payload.startswith(chunks.MAGIC):
                 self._take_chunk(payload)
-        except Replayed as error:
-            log.debug("a message was dropped: %s", error)
         except WireError as error:
-            log.warning("a message was dropped (%s): %s", error.code, error)
+            self._complaints.add(error)
         await delivery.ack()
 
     def _take_chunk(self, payload: bytes) -> None:
         chunk = chunks.parse_chunk(payload)
         try:
-            self._models.take(chunk)
+            _ = self._models.take(chunk) or self._aside.take(chunk)
         except OSError as error:
             # It will be pulled again; by then the owner may have made room.
-            log.error("a model chunk can't be stored: %s", error)  # noqa: TRY400  # for people
+            log.error("a model chunk can't be stored (%s); free space", error)  # noqa: TRY400  # for people
 
     def _hear(self, event: events.FromCoordinator) -> None:
         match event:
@@ -170,8 +182,15 @@ class Agent:
             case events.StateReply():
                 self._presence.answered()
                 self._close([(ref.job, ref.request) for ref in event.closed])
+                self._finals.look({ref.job for ref in event.requests})
             case events.JobFinished():
-                self._job_finished(event)
+                log.info("job %s at version %d", event.state, event.version, extra={"job": event.job})
+                self._close_job(event.job)
+                self._finals.ended(event.job)
+            case events.ModelOffer():
+                if event.state != JOB_RUNNING:
+                    self._close_job(event.job)
+                self._finals.offered(event)
             case events.Stale():
                 self._mailbox.sequencer.skip_beyond(event.high)
                 stale = self._outbox.by_transfer(event.transfer)
@@ -182,6 +201,8 @@ class Agent:
                 self._enrolled()
             case events.Revoked():
                 self._revoked(event)
+            case events.OfferRead():
+                self._outbox.was_read(event.transfer, event.seq)
             case events.Bitmap():
                 pass  # grants say what to send
 
@@ -217,14 +238,12 @@ class Agent:
                 self._trainer.stop(key)
                 log.info("closed before it was trained", extra=_fields(key))
 
-    def _job_finished(self, event: events.JobFinished) -> None:
-        log.info("job %s at version %d", event.state, event.version, extra={"job": event.job})
-        self._close([record.key for record in self._ledger.waiting() if record.job == event.job])
-        self._ledger.job(event.job).ended = True
-        self._ledger.save()
-        self._models.forget(event.job)
+    def _close_job(self, job: str) -> None:
+        self._close([record.key for record in self._ledger.waiting() if record.job == job])
 
     def _refused(self, event: events.Refusal) -> None:
+        if event.code == "closed" and self._finals.refused(event.transfer):
+            return
         entry = self._outbox.by_transfer(event.transfer)
         if entry is None or event.code in PASSING:
             extra = _fields(entry.key) if entry else {}
@@ -247,11 +266,16 @@ class Agent:
     def _revoked(self, event: events.Revoked) -> None:
         self._ledger.data.revoked = event.reason or "no reason given"
         self._ledger.save()
-        self._models.forget_all()
+        self._shelf.remove_all()
         self._refuse_revoked()
 
     async def _send(self, event: events.Event) -> None:
         await self._mailbox.send(self._identity.up_topic, self._box, event)
+
+    async def _pull(self, pull: events.ChunkPull) -> None:
+        if self._bus.problem:  # by the time that a connection stands, this pull may be out of date
+            raise BusUndelivered(self._bus.problem)
+        await self._send(pull)
 
     def _answer(self, answer: events.Event) -> None:
         if self._answers.full():

@@ -25,6 +25,7 @@ REQUESTS_DIR: Final = "requests"
 FILE_BYTES_MAX: Final = 32 << 20
 JOBS_MAX: Final = 256  # jobs remembered without an open request
 WAITING_MAX: Final = 64  # requests accepted and not yet trained
+MODELS_KEPT: Final = 8  # ended jobs whose last version is kept for the owner
 
 RequestKey = tuple[str, int]  # job, number
 
@@ -62,12 +63,16 @@ class RequestRecord(msgspec.Struct, array_like=True):
 
 
 class JobRecord(msgspec.Struct, array_like=True):
-    """``newest`` request, ``version`` and key ``epoch`` seen of a job: none of them ever goes back."""
+    """``newest`` request, ``version`` and key ``epoch`` seen of a job: none of them ever goes back.
+
+    ``wanted``: this device took part, and its owner is to have the newest model.
+    """
 
     newest: int = -1
     version: int = 0
     epoch: int = 0
     ended: bool = False
+    wanted: bool = False
 
 
 class LedgerData(msgspec.Struct, kw_only=True):
@@ -114,6 +119,19 @@ class Ledger:
         """What is known of a job; nothing, at first."""
         return self.data.jobs.setdefault(job, JobRecord())
 
+    def wanted(self) -> list[str]:
+        """Jobs whose newest model is kept for the owner; those that ended last come last."""
+        return [name for name, job in self.data.jobs.items() if job.wanted]
+
+    def end(self, job: str) -> None:
+        """No more requests of this job will come; its model may take the place of an older job's. Durable
+        on return."""
+        record = self.job(job)
+        if not record.ended:
+            record.ended = True
+            self.data.jobs[job] = self.data.jobs.pop(job)
+        self.save()
+
     def find(self, key: RequestKey) -> RequestRecord | None:
         return self._requests.get(key)
 
@@ -131,7 +149,8 @@ class Ledger:
         self._files.make_dir(folder)
         write_atomic(self._files, self._request_path((request.job, request.request)), encode_event(request))
         job = self.job(request.job)
-        job.version, job.epoch, job.ended = max(job.version, version), max(job.epoch, epoch), False
+        job.version, job.epoch = max(job.version, version), max(job.epoch, epoch)
+        job.ended, job.wanted = False, True
         self._record(request, RequestState.ACCEPTED)
         self.save()
 
@@ -173,7 +192,10 @@ class Ledger:
         return self._directory / REQUESTS_DIR / f"{key[0]}.{key[1]}"
 
     def _forget_old(self) -> None:
-        """Keep what is open, the last `OPEN_UPDATES_MAX` of each running job, and `JOBS_MAX` other jobs."""
+        """Keep what is open, the last `OPEN_UPDATES_MAX` of each running job, and `JOBS_MAX` other jobs, of
+        which `MODELS_KEPT` with a model."""
+        for name in [name for name in self.wanted() if self.data.jobs[name].ended][:-MODELS_KEPT]:
+            self.data.jobs[name].wanted = False
         busy = {record.job for record in self.held()}
         idle = [name for name in self.data.jobs if name not in busy]
         for name in idle[: max(len(idle) - JOBS_MAX, 0)]:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
 from broker.mailbox import read
-from broker.ports import Files
+from broker.ports import Clock, Files
 from edge_agent.config import Config
 from edge_agent.identity import Identity
 from edge_agent.ledger import WAITING_MAX, Ledger, RequestState
 from edge_agent.policy import data_path, decline, objection
 from schemas.envelope import parse
-from schemas.errors import Forged, KeyRefused, WireError
-from schemas.events import Accept, Decline, FromCoordinator, TrainingRequest, decode_from_coordinator
+from schemas.errors import Forged, KeyRefused, Replayed, WireError
+from schemas.events import (
+    Accept,
+    Decline,
+    FromCoordinator,
+    ModelOffer,
+    TrainingRequest,
+    decode_from_coordinator,
+)
 from schemas.models import Layout, Manifest, key_commitment, open_layout, open_manifest
+
+COMPLAIN_EVERY_S: Final = 30.0
 
 log: Final = logging.getLogger("fedbus.listen")
 
@@ -39,18 +49,44 @@ class Ears:
         return decode_from_coordinator(opened.inner)
 
 
-def check_request(request: TrainingRequest, identity: Identity) -> tuple[Layout, Manifest]:
-    """The request's layout and manifest, if the coordinator signed them for this job, base and job key.
+class Complaints:
+    """Logs messages that were not taken: one of a kind every `COMPLAIN_EVERY_S`, or whoever may write to our
+    topic could fill our disk."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._logged_at_s: dict[str, float] = {}  # by the error's code
+
+    def add(self, error: WireError) -> None:
+        """Why one was not taken."""
+        now_s = self._clock.monotonic_s()
+        due = now_s - self._logged_at_s.get(error.code, -math.inf) >= COMPLAIN_EVERY_S
+        if isinstance(error, Replayed) or not due:
+            log.debug("a message was dropped (%s): %s", error.code, error)
+            return
+        self._logged_at_s[error.code] = now_s
+        hint = "if this goes on, others write to this device's topic: check the broker's access rules"
+        log.warning("a message was dropped (%s): %s; %s", error.code, error, hint)
+
+
+def check_model(told: TrainingRequest | ModelOffer, identity: Identity) -> tuple[Layout, Manifest]:
+    """Layout and manifest of a model, if the coordinator signed them for this job and job key.
 
     Raises `schemas.errors.WireError`.
     """
     signer = identity.keys().signing
-    layout = open_layout(request.layout, signer, request.job)
-    manifest = open_manifest(request.manifest, signer, identity.federation, request.job, layout)
+    layout = open_layout(told.layout, signer, told.job)
+    manifest = open_manifest(told.manifest, signer, identity.federation, told.job, layout)
+    if key_commitment(told.job_key, told.job, manifest.epoch) != manifest.key_commitment:
+        raise KeyRefused(f"the job's key is not the one that version {manifest.version} is committed to")
+    return layout, manifest
+
+
+def check_request(request: TrainingRequest, identity: Identity) -> tuple[Layout, Manifest]:
+    """`check_model` of the version that the request is based on."""
+    layout, manifest = check_model(request, identity)
     if manifest.model != request.base:
         raise Forged(f"the manifest is of version {manifest.version}, the request is based on another model")
-    if key_commitment(request.job_key, request.job, manifest.epoch) != manifest.key_commitment:
-        raise KeyRefused(f"the job's key is not the one that version {manifest.version} is committed to")
     return layout, manifest
 
 

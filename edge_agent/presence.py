@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from broker.bus import Bus, BusUndelivered
+from broker.bus import Bus, BusUndelivered, Credentials
 from broker.connect import connect
 from broker.ports import Files, Ports
-from edge_agent.config import Config
+from edge_agent.config import Config, ConfigError
 from edge_agent.identity import Identity
 from edge_agent.ledger import Ledger
 from edge_agent.listen import data_is_there
@@ -37,9 +38,29 @@ UNKNOWN_MACHINE: Final = Machine()
 def bus_for(
     identity: Identity, config: Config, ports: Ports, *, memory: Mapping[str, MemoryBroker] | None = None
 ) -> Bus:
-    """The device's bus, not entered. Raises `broker.bus.BusError` for a URL that can't be used."""
+    """The device's bus, not entered.
+
+    Raises `broker.bus.BusError` for a URL that can't be used, `edge_agent.config.ConfigError` for settings.
+    """
     url = config.broker or identity.urls[0]
-    return connect(url, identity.credentials(), [identity.down_topic], ports=ports, memory=memory)
+    own = credentials(identity, config, ports.files)
+    return connect(url, own, [identity.down_topic], ports=ports, memory=memory)
+
+
+def credentials(identity: Identity, config: Config, files: Files) -> Credentials:
+    """Who the device is to its broker, and whom it trusts. Raises `edge_agent.config.ConfigError`."""
+    own = identity.credentials()
+    tls = own.tls
+    if config.ca:
+        try:
+            tls = replace(tls, ca=files.read(Path(config.ca)).decode())
+        except (OSError, UnicodeDecodeError) as error:
+            cause = getattr(error, "strerror", "") or "not a PEM file"
+            raise ConfigError(f"setting ca: {config.ca}: {cause}; name the PEM file") from error
+    if config.certificate:
+        key = Path(config.key) if config.key else None
+        tls = replace(tls, certificate=Path(config.certificate), key=key)
+    return replace(own, tls=tls)
 
 
 class Presence:

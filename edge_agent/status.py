@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.ports import Files
-from edge_agent import identity, outbox
+from edge_agent import identity, kept, outbox
 from edge_agent.ledger import read_ledger
 
 
@@ -25,7 +25,7 @@ def describe(files: Files, directory: Path) -> dict[str, Any]:
         "member": "revoked" if ledger.revoked else ("active" if own.active else "joined"),
         "revoked": ledger.revoked,
         "running_pid": _running(files, directory),
-        "connected": _when(ledger.connected_wall_s),
+        "connected": when(ledger.connected_wall_s),
         "requests": [
             {
                 "job": record.job,
@@ -38,6 +38,7 @@ def describe(files: Files, directory: Path) -> dict[str, Any]:
             for record in ledger.requests
         ],
         "outbox": files.names(directory / outbox.DIR),
+        "models": kept.jobs(files, directory),
         "verdict": None
         if verdict is None
         else {
@@ -59,6 +60,7 @@ def for_people(state: dict[str, Any]) -> str:
         f"agent       {f'runs as process {pid}' if pid else 'does not run'}",
         f"connected   {state['connected'] or 'never'}",
         f"outbox      {len(state['outbox'])} updates wait for a receipt",
+        f"models      of {len(state['models'])} jobs; `fedbus-agent model list` shows them",
     ]
     if state["revoked"]:
         lines.append(f"revoked     {state['revoked']}")
@@ -71,7 +73,8 @@ def for_people(state: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _when(wall_s: float) -> str:
+def when(wall_s: float) -> str:
+    """A moment for people and programs; empty for 0."""
     return datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="seconds") if wall_s else ""
 
 

@@ -92,7 +92,7 @@ def subtract_base(module: nn.Module, layout: Layout, base: bytearray) -> memoryv
     for tensor, at in _places(layout):
         if tensor.role == "trained":
             view = _view(base, tensor, at)
-            torch.sub(state[tensor.name], view, out=view)
+            torch.sub(state[tensor.name].cpu(), view, out=view)
             if not bool(torch.isfinite(view).all()):
                 raise TaskError(f"training diverged: {tensor.name} is NaN or infinite; lower the rate")
     return memoryview(base)[: 4 * layout.trained_count]

@@ -12,6 +12,7 @@ from broker.ports import Ports
 from broker.worker import Limits, WorkerFailed, WorkerLink
 from edge_agent.config import Config
 from edge_agent.identity import Identity
+from edge_agent.kept import base_of
 from edge_agent.ledger import Ledger, RequestKey, RequestState
 from edge_agent.listen import check_request
 from edge_agent.models import Models
@@ -26,6 +27,9 @@ from schemas.models import Layout, Manifest
 log: Final = logging.getLogger("fedbus.trainer")
 
 WORKER_LOG: Final = "worker.log"
+ABOUT_DATA: Final = frozenset({"data", "worker"})
+"""Problems whose text may quote the device's data: it stays here."""
+TOLD: Final = "the cause may quote local data, so it is told on the device only: its agent's log, or `doctor`"
 
 
 class Trainer:
@@ -100,7 +104,7 @@ class Trainer:
         except WireError as error:
             self._give_up(key, decline(request, "base", str(error)))
             return
-        model = await self._models.pull(manifest)
+        model = await self._models.pull(base_of(request, manifest), manifest)
         folder = self._outbox.new_folder(key)
         made = False
         try:
@@ -121,7 +125,8 @@ class Trainer:
         if isinstance(reply, work.Problem):
             if reply.code == "base":
                 self._models.drop(Path(order.model))
-            self._give_up(key, decline(request, reply.code, reply.text))
+            told = TOLD if reply.code in ABOUT_DATA else reply.text
+            self._give_up(key, decline(request, reply.code, told), cause=reply.text)
             return False
         self._outbox.add(key, Path(order.out_dir), reply)
         self._ledger.data.samples[request.dataset or request.task] = reply.samples
@@ -146,14 +151,15 @@ class Trainer:
             sender=self._identity.signing.public,
             update_key=request.update_key,
             request=request.request,
-            chunk_bytes=request.chunk_bytes,
+            chunk_bytes=min(request.chunk_bytes, self._config.chunk_bytes),
             out_dir=str(folder),
             inline_max=INLINE_BYTES_MAX,
             cpu_share=self._config.policy.cpu_share,
+            device=self._config.policy.device,
         )
 
-    def _give_up(self, key: RequestKey, answer: Decline) -> None:
+    def _give_up(self, key: RequestKey, answer: Decline, *, cause: str = "") -> None:
         self._ledger.settle(key, RequestState.DECLINED, answer)
         fields = {"job": key[0], "request": key[1]}
-        log.warning("declined (%s): %s", answer.reason, answer.text, extra=fields)
+        log.warning("declined (%s): %s", answer.reason, cause or answer.text, extra=fields)
         self._tell(answer)

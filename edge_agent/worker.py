@@ -21,12 +21,14 @@ from edge_agent.tasks import Task, TaskError
 from schemas import work
 from schemas.errors import WireError
 from schemas.events import Metrics, Update, Vector
+from schemas.limits import TEXT_CHARS_MAX
 from schemas.models import DELTA
 
 try:
     import torch
     from torch import nn
 
+    from edge_agent.tasks.devices import device_for
     from edge_agent.tensors import layout_of, load, load_parameters, model_parts, subtract_base
 except ImportError as error:
     if __name__ != "__main__":
@@ -92,6 +94,8 @@ class Worker:
                     return self._fit(order)
                 case work.Evaluate():
                     return self._evaluate(order)
+                case work.Inspect():
+                    return work.Inspected(facts=inspect(order))
         except Failed as failed:
             return work.problem(failed.code, str(failed))
         except TaskError as error:
@@ -106,8 +110,10 @@ class Worker:
 
     def _train(self, order: work.Train) -> work.Reply:
         task, module = _build(order.task, order.config)
+        device = device_for(task, order.device)
         model = open_model(self._ports.files, order)
         load(module, order.layout, model)
+        module.to(device)
         data = _load_data(task, order.dataset)
         evaluation = metrics(task.evaluate(module, data))
         trained, train_s = self._timed(task, module, data, order.local, order.cpu_share)
@@ -210,6 +216,31 @@ def _load_data(task: Task, path: str) -> Any:
     if data.train_samples < 1:
         raise Failed("data", f"{path}: holds no samples; give it at least one")
     return data
+
+
+def inspect(order: work.Inspect) -> dict[str, float | str]:
+    """What a task finds in a data set: at most `METRICS_MAX` facts. Raises `TaskError`, `Failed`."""
+    path = Path(order.dataset)
+    kind = tasks.find(order.task)
+    if not order.dataset:
+        return {}
+    if order.config is not None:
+        return {"train_samples": _load_data(kind(order.config), order.dataset).train_samples}
+    try:
+        if tell := getattr(kind, "inspect", None):
+            return _bounded(tell(path))
+        with path.open("rb"):
+            return {"bytes": path.stat().st_size}
+    except TaskError as error:
+        raise Failed("data", str(error)) from error
+    except OSError as error:
+        text = f"{path}: {error.strerror}; correct its path under [data] or its permissions"
+        raise Failed("data", text) from error
+
+
+def _bounded(facts: Mapping[str, float | str]) -> dict[str, float | str]:
+    cut = [(name, told[:TEXT_CHARS_MAX] if isinstance(told, str) else told) for name, told in facts.items()]
+    return dict(cut[:METRICS_MAX])
 
 
 def serve() -> None:

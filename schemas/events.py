@@ -138,7 +138,8 @@ DECLINE_REASONS = ("policy", "data", "task", "memory", "time", "worker", "busy",
 
 
 class ChunkPull(Event, frozen=True, tag="chunk-pull"):
-    """Device: send me these chunks of a model."""
+    """Device: of this model I wait for these chunks; those that I named before and do not name now are here,
+    and none left means that it is whole."""
 
     transfer: Transfer
     chunks: Annotated[list[Index], msgspec.Meta(max_length=PULL_CHUNKS_MAX)]
@@ -169,6 +170,15 @@ class Update(Event, frozen=True, tag="update"):
     evaluation: Metrics
     content: Digest
     inline: Annotated[bytes, msgspec.Meta(max_length=INLINE_BYTES_MAX)] = b""
+
+
+class OfferRead(Event, frozen=True, tag="offer-read"):
+    """Coordinator: I read your offer number ``seq``, and so all that you sent before it. The bitmap and the
+    grants behind this follow from that.
+    """
+
+    transfer: Transfer
+    seq: Number
 
 
 class Grant(Event, frozen=True, tag="grant"):
@@ -217,6 +227,29 @@ class JobFinished(Event, frozen=True, tag="job-finished"):
     version: Number
 
 
+class ModelRequest(Event, frozen=True, tag="model-request"):
+    """Device: tell me the newest version of this job, in which I took part."""
+
+    job: Name
+
+
+class ModelOffer(Event, frozen=True, tag="model-offer"):
+    """Coordinator: the newest version, to be pulled or not. ``state`` is `schemas.jobs.JOB_RUNNING`, or how
+    the job ended: then this version is its last. ``manifest`` and ``layout`` are signed (models.py)."""
+
+    job: Name
+    version: Number
+    state: Name
+    manifest: bytes
+    layout: bytes
+    task: Text
+    config: TaskConfig
+    job_key: Key
+
+    def __repr__(self) -> str:
+        return f"ModelOffer(job={self.job!r}, version={self.version}, state={self.state!r})"
+
+
 # Refusals and farewells.
 
 
@@ -230,7 +263,7 @@ class Stale(Event, frozen=True, tag="stale"):
 class Refusal(Event, frozen=True, tag="refusal"):
     """Either side: a message of yours was not taken. ``code`` as in errors.py, or ``closed``: forget the
     update named by ``transfer``, its request was closed too long ago to be known; or, for a model that you
-    pull, ask for your state.
+    pull, ask for your state; or, for a `ModelRequest` (`schemas.ids.model_request_id`), ask no more.
     """
 
     code: Text
@@ -244,20 +277,10 @@ class Revoked(Event, frozen=True, tag="revoked"):
     reason: Text
 
 
-FromDevice = ChallengeAnswer | DeviceStatus | StateRequest | Accept | Decline | ChunkPull | Update | Refusal
-FromCoordinator = (
-    Enrolled
-    | StateReply
-    | TrainingRequest
-    | Grant
-    | Bitmap
-    | Receipt
-    | Verdict
-    | JobFinished
-    | Stale
-    | Refusal
-    | Revoked
-)
+Answer = Accept | Decline | Update
+FromDevice = ChallengeAnswer | DeviceStatus | StateRequest | Answer | ChunkPull | ModelRequest | Refusal
+OfRound = TrainingRequest | OfferRead | Grant | Bitmap | Receipt | Verdict | JobFinished
+FromCoordinator = Enrolled | StateReply | OfRound | ModelOffer | Stale | Refusal | Revoked
 
 
 def encode_event(event: Event) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Final, NewType
 
 DeviceId = NewType("DeviceId", str)
@@ -56,3 +56,8 @@ def key_id(public_key: bytes) -> bytes:
 def transfer_id(body_digest: bytes) -> bytes:
     """Names a transfer by what it carries, so the same ciphertext signed again is the same transfer."""
     return body_digest[:TRANSFER_BYTES]
+
+
+def model_request_id(job: str) -> bytes:
+    """Names a request for a job's newest model in the refusal that answers it."""
+    return transfer_id(sha256(job.encode()).digest())

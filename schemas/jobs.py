@@ -9,12 +9,15 @@ import msgspec
 
 from schemas.errors import JobRefused
 from schemas.ids import checked_name
-from schemas.limits import COHORT_MAX
+from schemas.limits import CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, COHORT_MAX
 
 Scalar = str | int | float | bool | None
 TaskConfig = dict[str, Scalar | list[str | int | float]]
 
+JOB_RUNNING: Final = "running"  # the state of a job that has not ended, as devices are told it
+
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+ChunkBytes = Annotated[int, msgspec.Meta(ge=CHUNK_BYTES_CHOSEN_MIN, le=CHUNK_BYTES_MAX)]
 
 
 class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,7 +40,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     ``cohort`` devices are wanted per round; ``over_selection`` times as many are asked. A round closes
     when ``cohort`` updates were folded, or everybody asked has answered, or after ``deadline_s`` with at
-    least ``min_reports`` folded; with fewer it goes on and asks further devices.
+    least ``min_reports`` folded; with fewer it goes on and asks further devices. Models and large updates
+    travel in chunks of ``chunk_bytes``.
     """
 
     name: str
@@ -52,6 +56,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 600.0
     update_norm_max: Annotated[float, msgspec.Meta(gt=0)] = 1_000.0
     samples_max: Annotated[int, msgspec.Meta(ge=1)] = 10_000_000
+    chunk_bytes: ChunkBytes = CHUNK_BYTES_DEFAULT
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
     def data_name(self) -> str:

@@ -31,6 +31,11 @@ def all_down(federation: FederationId) -> str:
     return f"{ROOT}/{federation.hex()}/down/+"
 
 
+def probe(federation: FederationId) -> str:
+    """Where the coordinator's user may try out what the broker does; no device reads or writes here."""
+    return f"{ROOT}/{federation.hex()}/probe/coordinator"
+
+
 def up_device(topic: str, federation: FederationId) -> DeviceId:
     """The device whose ``up`` topic this is: a hint for answers, proven by nothing. Raises `Malformed`."""
     prefix = f"{ROOT}/{federation.hex()}/up/"

@@ -7,7 +7,7 @@ side that orders has verified layouts and manifests; the worker holds no private
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -25,12 +25,15 @@ FRAME_BYTES_MAX: Final = 2 * BODY_BYTES_MAX  # a layout and a manifest, each of 
 BODY_FILE: Final = "body"
 CHUNKS_FILE: Final = "chunks"
 
+Processor = Literal["auto", "cpu", "cuda", "mps"]
+
 
 class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     """Train on the model in ``model``, a spool of *sealed* chunks, and seal the update into ``out_dir``.
 
     ``sender`` is the device's Ed25519 public key. Content up to ``inline_max`` bytes travels in the body.
-    ``cpu_share`` (above 0, at most 1) is the part of the time that training may compute.
+    ``cpu_share`` (above 0, at most 1) is the part of the time that training may compute; ``device`` is
+    where it runs ("auto": an accelerator if there is one).
     """
 
     task: str
@@ -48,6 +51,7 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     out_dir: str
     inline_max: int
     cpu_share: float = 1.0
+    device: Processor = "auto"
 
     def __repr__(self) -> str:
         """Without the job's key."""
@@ -96,6 +100,15 @@ class Evaluate(msgspec.Struct, frozen=True, kw_only=True, tag="evaluate"):
     whole: bool = False
 
 
+class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
+    """Import ``task`` and look at ``dataset``: under ``config``, as a training would; without one, as far as
+    the task tells without it. With an empty ``dataset``, only import."""
+
+    task: str
+    dataset: str
+    config: TaskConfig | None = None
+
+
 class Trained(msgspec.Struct, frozen=True, kw_only=True, tag="trained"):
     """An update was sealed: ``out_dir`` holds its body and, if there are any, its chunks; both are synced."""
 
@@ -129,6 +142,12 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True, tag="evaluated"):
     metrics: Metrics
 
 
+class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag="inspected"):
+    """The task can be used, and what its data set holds, in the task's own words."""
+
+    facts: dict[str, float | str]
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, tag="problem"):
     """The order could not be carried out. ``code`` is one of `DECLINE_REASONS`; the text is for people."""
 
@@ -136,8 +155,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, tag="problem"):
     text: str
 
 
-AnyOrder = Train | Make | Fit | Evaluate
-Reply = Trained | Made | Fitted | Evaluated | Problem
+AnyOrder = Train | Make | Fit | Evaluate | Inspect
+Reply = Trained | Made | Fitted | Evaluated | Inspected | Problem
 
 
 def problem(code: str, text: str) -> Problem:

@@ -70,6 +70,11 @@ class Task(Protocol):
 
     ``data`` is always what this task's own ``load`` returned, so implementations name its exact type
     where this says ``Any``. All errors meant for people are `TaskError`.
+
+    Two more are optional. A class attribute ``accelerated = True`` says that ``train`` and ``evaluate``
+    move their batches to the model's device: without it, the model stays on the CPU. A class method
+    ``inspect(path: Path) -> dict[str, float | str]`` tells what a data set holds (counts, shape, columns)
+    while no job is known; it raises `TaskError` when the data cannot be used.
     """
 
     def __init__(self, config: Config) -> None:
@@ -84,7 +89,7 @@ class Task(Protocol):
     def train(self, model: torch.nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
         """Train ``model`` in place, calling ``pace()`` after every optimiser step.
 
-        The same model, data and settings on the same machine give the same parameters to the bit.
+        The same model, data and settings on the same machine's CPU give the same parameters to the bit.
         Raises `TaskError` when training diverges.
         """
 
