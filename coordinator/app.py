@@ -15,13 +15,15 @@ One update, end to end:
    the new version's files are written, ``Committed`` goes into the log, and the next round opens.
 
 Every input is durable before its effects happen; after a crash the log is read again and what was ordered
-without an outcome is ordered again (`Started`).
+without an outcome is ordered again (`Started`). While the disk is full all of this waits, unacknowledged
+deliveries first of all (broker.room).
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -31,6 +33,7 @@ from broker.bus import Bus
 from broker.journal import Mark
 from broker.mailbox import Mailbox, Sequencer
 from broker.ports import Ports
+from broker.room import Room
 from coordinator import control
 from coordinator.access import Access
 from coordinator.commands import Commands
@@ -58,7 +61,8 @@ class Coordinator:
     def __init__(
         self, directory: Path, config: Config, identity: Identity, ports: Ports, bus: Bus, access: Access
     ) -> None:
-        files = ports.files
+        files, room = ports.files, Room(ports.offload, f"the disk of {directory}")
+        ports = replace(ports, offload=room)
         self._directory = directory
         self._ports = ports
         self._bus = bus
@@ -70,13 +74,13 @@ class Coordinator:
         bodies.sweep()
         sequencer = Sequencer(files, directory / "seq")
         mailbox = Mailbox(bus, identity.federation, identity.online, sequencer, ports.entropy)
-        self._dispatch = Dispatch(mailbox, self.ledger, self._store, keys, identity, ports.offload)
+        self._dispatch = Dispatch(mailbox, self.ledger, self._store, keys, identity, room)
         self._works = Works(self.ledger, self._store, keys, identity, bodies, ports, directory)
         self.intake = Intake(
             self.ledger, identity, self._dispatch, self._store, bodies, ports, directory / "spool"
         )
         self._farewells: asyncio.Queue[DeviceId] = asyncio.Queue()  # bounded by the devices
-        self.commands = Commands(self.ledger, identity, config, access, self.intake, ports)
+        self.commands = Commands(self.ledger, identity, config, access, self.intake, bus, room, ports)
 
     async def run(self, *, listen: bool = True) -> None:
         """Serve until cancelled. ``listen`` opens the control socket (not in simulation)."""

@@ -14,9 +14,12 @@ from typing import Annotated
 
 import typer
 
+from coordinator.cli_broker import broker as broker_commands
+from coordinator.cli_doctor import doctor
 from coordinator.cli_jobs import jobs, models
 from coordinator.cli_options import DIRECTORY_DEFAULT, AsJson, Directory
 from coordinator.cli_output import Failed, print_error, print_json, print_table
+from coordinator.cli_status import dead_letters, status
 
 FAILED = 1
 MISUSED = 2
@@ -33,6 +36,10 @@ devices = typer.Typer(no_args_is_help=True, help="List and revoke devices.")
 app.add_typer(devices, name="devices")
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
+app.add_typer(broker_commands, name="broker")
+app.command()(doctor)
+app.command()(status)
+app.command("dead-letters")(dead_letters)
 
 DeviceName = Annotated[str, typer.Argument(metavar="DEVICE")]
 
@@ -78,7 +85,10 @@ def misplaced_package() -> str:
 def init(
     directory: Directory = DIRECTORY_DEFAULT,
     broker: Annotated[
-        str, typer.Option(help="embedded:PORT (0: a free one) or mqtt://[user[:password]@]host[:port].")
+        str,
+        typer.Option(
+            help="embedded:PORT (0: a free one), mqtt(s)://[user[:password]@]host[:port] or amqp(s)://…[/vhost]."
+        ),
     ] = "embedded:0",
     device_url: Annotated[
         list[str] | None, typer.Option(help="What devices connect to, if it is another; may be repeated.")
@@ -86,12 +96,16 @@ def init(
     password_file: Annotated[
         Path | None, typer.Option(help="Holds the coordinator's password at the broker.")
     ] = None,
+    ca: Annotated[Path | None, typer.Option(help="The authority of the broker's certificate (PEM).")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="The coordinator's own certificate.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new federation in a directory of its own."""
     from coordinator.cli_init import begin
 
-    made = begin(directory, broker, device_url or [], password_file)
+    tls = {"ca": ca, "certificate": certificate, "key": key}
+    made = begin(directory, broker, device_url or [], password_file, tls)
     if as_json:
         print_json(made)
         return
@@ -128,25 +142,9 @@ def invite(
         return
     # The token alone on standard output, so that it can be piped to where it belongs.
     print(made["token"])
+    for note in made["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     print(f"on device {device}: fedbus-agent enroll --token-file FILE --dir DIR", file=sys.stderr)
-
-
-@app.command()
-def status(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
-    """Show how the serving coordinator does, and what it refused."""
-    from coordinator.cli_state import ask
-
-    view = ask(directory, {"op": "status"})
-    if as_json:
-        print_json(view)
-        return
-    print(f"federation {view['federation']} on {view['broker']}, up for {view['run_s']:.0f} s in all")
-    print(f"journal: {view['journal_index']} entries, head {view['journal_head'][:16]}")
-    for what in ("dead_letters", "dropped_messages"):
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(view[what].items()))
-        print(f"{what.replace('_', ' ')}: {counts or 'none'}")
-    for letter in view["newest_dead_letters"]:
-        print(f"  {letter['code']} from {letter['claimed']!r}: {letter['text']}")
 
 
 @devices.command("list")
@@ -223,14 +221,17 @@ def demo(
     rounds: Annotated[int | None, typer.Option(min=1, max=1000)] = None,
     alpha: Annotated[float | None, typer.Option(help="Of the Dirichlet split; smaller: less even.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    broker: Annotated[str | None, typer.Option(help="mqtt://host:port; without: an own one.")] = None,
+    broker: Annotated[
+        str | None, typer.Option(help="One that lets everybody in, as mqtt://host:port; without: an own one.")
+    ] = None,
     directory: Annotated[Path, typer.Option("--dir", metavar="DIR")] = Path("fedbus-demo"),
     as_json: AsJson = False,
 ) -> None:
     """Train on real data across devices on this machine.
 
     Handwritten digits, by default on 5 devices in 20 rounds. On a directory whose demo was cut off it goes
-    on; on a finished one it shows the result again.
+    on; on a finished one it shows the result again. On one that `init` made for a broker of yours, and that
+    has no jobs and devices, it uses that broker.
     """
     from coordinator.demo import demo as run_demo
 

@@ -12,9 +12,11 @@ from coordinator.config import ConfigError
 from coordinator.control import CommandFailed, NotServing
 from coordinator.exporting import NoSuchVersion
 from coordinator.keystore import KeysMissing
+from coordinator.roster import AccessError
 from schemas.errors import WireError
 
 EXPECTED: Final = (
+    AccessError,
     BusError,
     CommandFailed,
     ConfigError,

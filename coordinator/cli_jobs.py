@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,6 +82,41 @@ def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson
 
 
 @jobs.command()
+def report(
+    job: JobName,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="FILE.html", help="Written whole; without: JOB.html.")
+    ] = None,
+    directory: Directory = DIRECTORY_DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page with plots about one job: self-contained, for browsers and printers."""
+    from broker.system import system_ports
+    from coordinator import report as reporting
+    from coordinator.cli_state import ask, require_state_directory
+    from coordinator.config import load_config
+    from coordinator.control import NotServing
+
+    require_state_directory(directory)
+    reporting.require_plots()
+    target = out or Path(f"{job}.html")
+    if target.is_dir():
+        raise UsageFault(f"{target} is a folder; name the file to write, such as {target / job}.html")
+    ports = system_ports()
+    broker = load_config(ports.files, directory, os.environ).broker
+    try:
+        letters = ask(directory, {"op": "dead-letters"})
+    except NotServing:
+        letters = None
+    found = reporting.gather(ports, directory, job, broker=broker, dead_letters=letters)
+    size_bytes = reporting.write(ports, found, target)
+    if as_json:
+        print_json({"job": job, "file": str(target), "bytes": size_bytes, "entries": found.journal_index})
+    else:
+        print(f"{target}: job {job} after {found.job.rounds_done} rounds, {size_bytes} bytes")
+
+
+@jobs.command()
 def cancel(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
     """Cancel a job; its versions stay."""
     from coordinator.cli_state import ask
@@ -120,10 +156,10 @@ def export(
         raise UsageFault(f"{out} is a folder; name the file to write, such as {out / job}.safetensors")
     journal = open_journal(directory)
     try:
-        _, found = exporting.find_version(ledger.recover(journal).state, job, version)
+        known, found = exporting.find_version(ledger.recover(journal).state, job, version)
     finally:
         journal.close()
-    size_bytes = exporting.export(system_ports(), directory, job, found, out)
+    size_bytes = exporting.export(system_ports(), directory, known, found, out)
     if as_json:
         digest = found.model.hex()
         print_json(

@@ -33,16 +33,22 @@ def print_error(text: str) -> None:
     print(f"fedbus-coordinator: {' '.join(text.split())}", file=sys.stderr)
 
 
+def printable(text: str) -> str:
+    """``text`` with what could steer a terminal written out: others may have chosen it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """For people; as wide as the terminal, or as it has to be where there is none."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title or None, title_justify="left")
     for column in columns:
         table.add_column(column, no_wrap=True)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*(Text("" if cell is None else printable(str(cell))) for cell in row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_UNSEEN)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from broker.bus import Bus
 from broker.ports import Ports
+from broker.room import Room
 from coordinator import views
 from coordinator.access import Access
-from coordinator.config import Config
+from coordinator.config import Config, ConfigError
+from coordinator.connection import authority
 from coordinator.control import CommandFailed
 from coordinator.inputs import AnyInput, Cancel, Invite, Revoke, Submit
 from coordinator.intake import Intake
 from coordinator.keystore import Identity
 from coordinator.ledger import Ledger
+from coordinator.roster import AccessError
 from coordinator.turn import CommandRefused
-from schemas.enrolment import TOKEN_ID_BYTES, Token, token_to_text
+from schemas.enrolment import TOKEN_ID_BYTES, TOKEN_VERSION, TOKEN_VERSION_CA, Token, token_to_text
 from schemas.errors import JobRefused
-from schemas.ids import checked_name, device_id
+from schemas.ids import DeviceId, checked_name, device_id
 from schemas.jobs import parse_job
 from schemas.keys import SigningKey
-from schemas.limits import PROTOCOL_VERSION, TOKEN_VALID_S
+from schemas.limits import CA_CHARS_MAX, KIB, TOKEN_VALID_S
 
 PASSWORD_BYTES = 24
+RABBITMQ_CHUNK_BYTES = 128 * KIB
+"""Of jobs that don't say: RabbitMQ keeps some chunks in memory for every connection that sent any."""
 
 
 class Commands:
@@ -35,6 +42,8 @@ class Commands:
         config: Config,
         access: Access,
         intake: Intake,
+        bus: Bus,
+        room: Room,
         ports: Ports,
     ) -> None:
         self._ledger = ledger
@@ -42,6 +51,8 @@ class Commands:
         self._config = config
         self._access = access
         self._intake = intake
+        self._bus = bus
+        self._room = room
         self._ports = ports
 
     async def handle(self, command: dict[str, Any]) -> Any:
@@ -70,9 +81,14 @@ class Commands:
                 return view
             case {"op": "status"}:
                 return self._status()
+            case {"op": "dead-letters"}:
+                dead = self._intake.dead
+                return {"counts": dict(dead.counts), "letters": [asdict(letter) for letter in dead.ring]}
         raise CommandFailed(f"unknown command {command.get('op')!r}: is this client of another version?")
 
     async def _submit(self, input_: AnyInput) -> None:
+        if self._room.problem:
+            raise CommandFailed(self._room.problem)
         try:
             await self._ledger.submit(input_)
         except CommandRefused as error:
@@ -84,18 +100,12 @@ class Commands:
             entity = checked_name(str(command.get("entity") or name), "entity")
         except ValueError as error:
             raise CommandFailed(str(error)) from error
+        token, notes = self._new_token(device)
+        try:
+            text = token_to_text(token)
+        except ValueError as error:
+            raise CommandFailed(f"device {device}: {error} in device_urls") from error
         valid_s = float(command.get("valid_s") or TOKEN_VALID_S)
-        random_bytes = self._ports.entropy.random_bytes
-        token = Token(
-            version=PROTOCOL_VERSION,
-            root=self._identity.root,
-            enrolment=self._identity.enrolment.public,
-            id=random_bytes(TOKEN_ID_BYTES),
-            seed=random_bytes(32),
-            device=device,
-            urls=self._config.urls_for_devices(),
-            password=random_bytes(PASSWORD_BYTES).hex(),
-        )
         expires_wall_s = self._ports.clock.wall_s() + valid_s
         await self._submit(
             Invite(
@@ -106,10 +116,49 @@ class Commands:
                 expires_wall_s=expires_wall_s,
             )
         )
-        await self._access.admit(device, token.password)
-        return {"device": device, "token": token_to_text(token), "expires_wall_s": expires_wall_s}
+        try:
+            notes.append(await self._access.admit(device, token.password))
+        except AccessError as error:
+            raise CommandFailed(f"device {device}: {error}; then invite it again") from error
+        return {
+            "device": device,
+            "token": text,
+            "expires_wall_s": expires_wall_s,
+            "notes": [note for note in notes if note],
+        }
+
+    def _new_token(self, device: DeviceId) -> tuple[Token, list[str]]:
+        """And what the operator must know about it."""
+        urls = self._config.urls_for_devices()
+        notes: list[str] = []
+        try:
+            secure = any(url.startswith(("mqtts:", "amqps:")) for url in urls)
+            ca = authority(self._config, self._ports.files) if secure else ""
+        except ConfigError as error:
+            raise CommandFailed(str(error)) from error
+        if len(ca) > CA_CHARS_MAX:
+            notes.append(
+                f"{self._config.ca} is too large for a token: give the device this file, and "
+                f"`fedbus-agent enroll --ca FILE`"
+            )
+            ca = ""
+        random_bytes = self._ports.entropy.random_bytes
+        token = Token(
+            version=TOKEN_VERSION_CA if ca else TOKEN_VERSION,
+            root=self._identity.root,
+            enrolment=self._identity.enrolment.public,
+            id=random_bytes(TOKEN_ID_BYTES),
+            seed=random_bytes(32),
+            device=device,
+            urls=urls,
+            password=random_bytes(PASSWORD_BYTES).hex(),
+            ca=ca,
+        )
+        return token, notes
 
     async def _submit_job(self, document: object, parameters: str) -> dict[str, Any]:
+        if isinstance(document, dict) and self._config.on_rabbitmq():
+            document = {"chunk_bytes": RABBITMQ_CHUNK_BYTES} | document
         try:
             spec = parse_job(document)
         except JobRefused as error:
@@ -120,22 +169,16 @@ class Commands:
         return views.summary(self._ledger.state.jobs[spec.name])
 
     def _status(self) -> dict[str, Any]:
-        journal, dead = self._ledger.journal, self._intake.dead
+        journal = self._ledger.journal
         return {
             "federation": self._identity.federation.hex(),
             "broker": self._config.broker,
+            "broker_problem": self._bus.problem,
+            "disk_problem": self._room.problem,
+            "transfers": self._intake.transfers(),
             "journal_index": journal.count,
             "journal_head": journal.head.hex(),
             "run_s": self._ledger.now().run_s,
-            "dead_letters": dict(dead.counts),
+            "dead_letters": dict(self._intake.dead.counts),
             "dropped_messages": dict(self._intake.dropped),
-            "newest_dead_letters": [
-                {
-                    "claimed": letter.claimed,
-                    "code": letter.code,
-                    "text": letter.text,
-                    "wall_s": letter.wall_s,
-                }
-                for letter in list(dead.ring)[-10:]
-            ],
         }

@@ -31,7 +31,7 @@ from coordinator.turn import Turn
 from schemas import events as e
 from schemas.ids import key_id
 
-BEHAVIOUR = 1
+BEHAVIOUR = 2
 
 
 def step(state: State, moment: Moment, input_: AnyInput) -> Turn:
@@ -102,5 +102,7 @@ def _device_said(turn: Turn, device_id: str, event: e.FromDevice) -> None:
             receipts.decline(turn, device_id, event)
         case e.ChunkPull():
             turn.order(SendChunks(device_id, event.transfer, tuple(event.chunks)))
+        case e.ModelRequest():
+            rounds.offer_newest(turn, device_id, event.job)
         case e.Update() | e.Refusal():
             pass  # updates come as UpdateCompleted; a refusal is for people, in the log

@@ -17,14 +17,17 @@ from typing import Any
 import msgspec
 
 from broker import service
+from broker.journal import JournalMissing
 from broker.ports import LockHeld, Ports, write_atomic
 from broker.system import system_ports
 from coordinator import demo_data, demo_run
 from coordinator.cli_init import begin
 from coordinator.cli_output import Failed, UsageFault, print_json
+from coordinator.cli_state import open_journal
 from coordinator.config import FILE, load_config
 from coordinator.demo_progress import LiveProgress, PlainProgress, Progress
 from coordinator.demo_report import print_result
+from coordinator.ledger import recover
 from coordinator.setup import embedded_broker
 
 SETTINGS = "demo.json"
@@ -35,7 +38,8 @@ LOCK = "demo.lock"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a demonstration is made of. ``broker`` is a URL, or empty for an embedded one."""
+    """What a demonstration is made of. ``broker`` is the URL of one that lets everybody in, or empty: an
+    embedded one, or whatever the federation that is there already was made for."""
 
     devices: int = demo_data.DEVICES
     rounds: int = demo_data.ROUNDS
@@ -67,9 +71,11 @@ def _settled(ports: Ports, directory: Path, chosen: dict[str, Any]) -> Settings:
     """The settings of this directory: those of its first run, which later ones must not contradict."""
     path = directory / SETTINGS
     if not ports.files.exists(path):
-        if set(ports.files.names(directory)) - {LOCK, DATA}:
-            raise UsageFault(f"{directory} is not empty and holds no demo; choose another --dir")
         settings = Settings(**chosen)
+        if ports.files.exists(directory / FILE):
+            _require_unused(ports, directory, settings)
+        elif set(ports.files.names(directory)) - {LOCK, DATA}:
+            raise UsageFault(f"{directory} is not empty and holds no demo; choose another --dir")
         ports.files.make_dir(directory)
         write_atomic(ports.files, path, json.dumps(asdict(settings), indent=1).encode() + b"\n")
         return settings
@@ -84,6 +90,25 @@ def _settled(ports: Ports, directory: Path, chosen: dict[str, Any]) -> Settings:
                 f"leave the option out to go on with that one, or choose another --dir"
             )
     return settings
+
+
+def _require_unused(ports: Ports, directory: Path, settings: Settings) -> None:
+    """A federation that was made for the demo, by ``init``: nobody is in it. Raises `UsageFault`."""
+    if settings.broker:
+        raise UsageFault(f"{directory} holds a federation with a broker of its own; leave --broker out")
+    try:
+        journal = open_journal(directory)
+    except JournalMissing:
+        return  # it never served
+    try:
+        state = recover(journal).state
+    finally:
+        journal.close()
+    if state.jobs or state.devices:
+        raise UsageFault(
+            f"{directory} holds a federation that is in use; the demo wants one without jobs and devices: "
+            f"make one with `fedbus-coordinator init --dir DIR --broker URL`, or choose an empty --dir"
+        )
 
 
 def _result(ports: Ports, directory: Path, settings: Settings, *, as_json: bool) -> dict[str, Any]:
@@ -105,7 +130,7 @@ def _result(ports: Ports, directory: Path, settings: Settings, *, as_json: bool)
 
 async def _run(ports: Ports, directory: Path, settings: Settings, *, as_json: bool) -> dict[str, Any]:
     started_s = ports.clock.monotonic_s()
-    begun_before = ports.files.exists(directory / FILE)
+    begun_before = ports.files.exists(directory / demo_run.HOMES)
     progress: Progress = PlainProgress()
     if sys.stderr.isatty() and not as_json:
         progress = LiveProgress([demo_run.device_name(n + 1) for n in range(settings.devices)])

@@ -23,6 +23,7 @@ from coordinator.demo_data import (
     LOCAL_ONLY_LEARNING_RATE,
     DemoData,
 )
+from coordinator.report import Comparison
 from schemas import work
 from schemas.jobs import LocalSettings
 from schemas.models import Layout
@@ -42,16 +43,7 @@ class Training:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracies:
-    """On the test set: of each federated version, of each device's own model, of the centralised one."""
-
-    federated: list[float]
-    local_only: list[float]
-    centralised: float
-
-
-async def measure(ports: Ports, folder: Path, data: DemoData, training: Training) -> Accuracies:
+async def measure(ports: Ports, folder: Path, data: DemoData, training: Training) -> Comparison:
     """Train the baselines and evaluate everything, in two processes; drafts go to ``folder``.
 
     Raises `Failed`.
@@ -88,7 +80,7 @@ async def measure(ports: Ports, folder: Path, data: DemoData, training: Training
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(first(), name="federated and centralised")
         tasks.create_task(second(), name="local only")
-    return Accuracies(federated, local_only, centralised[0])
+    return Comparison(federated, local_only, centralised[0])
 
 
 class _Bench:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from coordinator.cli_output import print_lines, print_table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from coordinator.report import Report
 
 Document = dict[str, Any]
 CURVES = "curves.png"
 MODEL = "model.safetensors"
 MANIFEST = "manifest"
-NAMES_APART = 0.06  # accuracy: the height of a line of text in the picture
+REPORT = "report.html"
 
 
 def print_result(result: Document, directory: Path, job: str) -> None:
@@ -39,6 +36,7 @@ def print_result(result: Document, directory: Path, job: str) -> None:
         f"test set    {result['test_digest']}",
         f"model       {result['model_digest']}",
         f"in {directory}: {MODEL}, {MANIFEST}, {CURVES}, journal/",
+        f"report      {(directory / REPORT).absolute().as_uri()}",
         "",
         "next, try:",
         *(f"  {command}" for command in next_commands(directory, job, result["rounds"])),
@@ -68,65 +66,10 @@ def _program() -> str:
     return shlex.quote(sys.argv[0])
 
 
-def curves(federated: Sequence[float], local_only: Sequence[float], centralised: float) -> bytes:
-    """A PNG: accuracy on the test set over rounds; ``federated`` from version 0 on."""
-    import matplotlib as mpl
+def curves(found: Report) -> bytes:
+    """A PNG: accuracy over rounds, beside what it is compared with."""
+    from coordinator import report_plots as plots
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = plt.subplots(figsize=(8, 4.8), dpi=150, layout="constrained")
-    rounds = len(federated) - 1
-    axes.plot(
-        range(rounds + 1),
-        federated,
-        color="#1f6f8b",
-        linewidth=2.2,
-        marker="o",
-        markersize=4,
-        zorder=3,
-        clip_on=False,
-    )
-    lines = [
-        (federated[-1], "#1f6f8b", "federated"),
-        (centralised, "#3a3a3a", "centralised"),
-        (mean(local_only), "#c0562f", "local only, mean"),
-    ]
-    for height, colour, _ in lines[1:]:
-        axes.axhline(height, color=colour, linewidth=1.6, linestyle=(0, (5, 3)))
-    for own in local_only:
-        axes.plot([0, rounds], [own, own], color="#c0562f", linewidth=0.7, alpha=0.35)
-    _name_at_the_right(axes, rounds, lines)
-    axes.set(xlim=(0, rounds), ylim=(0, 1.04), xlabel="round", ylabel="accuracy on the test set")
-    title = f"Handwritten digits: one model from {len(local_only)} devices whose data stayed there"
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    plt.close(figure)
-    return out.getvalue()
-
-
-def _name_at_the_right(axes: Axes, rounds: int, lines: list[tuple[float, str, str]]) -> None:
-    """Names beside the ends of the lines, apart from each other even where the lines meet."""
-    named = sorted(lines, reverse=True)
-    places = [height for height, _, _ in named]
-    for upper in range(len(places) - 1):
-        lack = NAMES_APART - (places[upper] - places[upper + 1])
-        if lack > 0:
-            places[upper] += lack / 2
-            places[upper + 1] -= lack / 2
-    for at, (height, colour, name) in zip(places, named, strict=True):
-        axes.annotate(
-            f"{height:.3f}  {name}",
-            (rounds, at),
-            xytext=(8, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=9,
-            annotation_clip=False,
-        )
+    devices = len(found.devices)
+    title = f"Handwritten digits: one model from {devices} devices whose data stayed there"
+    return plots.png(plots.accuracy(found.evaluated("accuracy_before"), found.comparison), title)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Final
@@ -12,14 +14,13 @@ import msgspec
 
 from broker.journal import Journal
 from broker.ports import LockHeld, Ports, write_atomic
-from coordinator import control, demo_report, exporting, ledger, serve, traffic, views
+from coordinator import control, demo_report, exporting, ledger, report, serve, views
 from coordinator.cli_output import Failed
+from coordinator.config import load_config
 from coordinator.demo_baselines import TASK, Training, measure
 from coordinator.demo_children import Children, module
 from coordinator.demo_data import CONFIG, FEDERATED, DemoData
 from coordinator.demo_progress import Progress
-from coordinator.entries import Turned, decode_entry
-from coordinator.facts import UpdateJudged
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.state import ENDED_JOB, JobState
 from coordinator.store import NO_VERSION, Store
@@ -33,6 +34,7 @@ SLOW_CPU_SHARE: Final = 0.2  # the last device: at least five times slower than 
 POLL_S: Final = 0.2
 LOOK_S: Final = 2.0  # between two readings of the log: they take time from the training
 AGENT_LOCK: Final = "lock"
+HOMES: Final = "devices"  # their state directories, in the demonstration's
 
 
 def device_name(number: int) -> str:
@@ -79,23 +81,19 @@ class Run:
             coordinator.cancel()
 
     async def conclude(self, data: DemoData) -> dict[str, Any]:
-        """Write model, manifest and curves; train the baselines; the result. Raises `Failed`."""
+        """Write model, manifest, curves and report; train the baselines; the result. Raises `Failed`."""
         files, directory = self._ports.files, self._directory
+        config = load_config(files, directory, os.environ)
         identity = load_identity(files, directory)
         store = Store(files, directory, identity, KeyStore(files, directory, self._ports.entropy))
-        journal = Journal.open(files, directory / ledger.FOLDER, identity.federation, read_only=True)
-        try:
-            job = ledger.recover(journal).state.jobs[JOB]
-            rounds = views.history(journal, JOB)
-            steps = _folded_steps(journal)
-            bytes_moved = traffic.count_traffic(journal, files, directory, identity, store)
-        finally:
-            journal.close()
+        found = report.gather(self._ports, directory, JOB, broker=config.broker)
+        job, rounds = found.job, found.rounds
         newest = job.versions[-1]
-        exporting.export(self._ports, directory, JOB, newest, directory / demo_report.MODEL)
+        exporting.export(self._ports, directory, job, newest, directory / demo_report.MODEL)
         before = job.versions[-2].model if len(job.versions) > 1 else NO_VERSION
         manifest = store.offer(JOB, newest.number, newest.model, before, job.epoch).blob
         write_atomic(files, directory / demo_report.MANIFEST, manifest, mode=0o644)
+        steps = sum(each.steps for each in found.devices)
         training = Training(
             layout=store.layout(JOB),
             versions=[store.model_path(JOB, version.model) for version in job.versions],
@@ -105,16 +103,15 @@ class Run:
         )
         files.make_dir(directory / "baselines")
         scores = await measure(self._ports, directory / "baselines", data, training)
-        picture = await self._ports.offload.run(
-            demo_report.curves, scores.federated, scores.local_only, scores.centralised
-        )
-        write_atomic(files, directory / demo_report.CURVES, picture, mode=0o644)
+        await self._ports.offload.run(self._draw, replace(found, comparison=scores))
         return {
             "accuracy": scores.federated[-1],
             "local_only_accuracy": mean(scores.local_only),
             "centralised_accuracy": scores.centralised,
             "rounds": job.rounds_done,
             "devices": self._devices,
+            "broker": config.broker,
+            "device_urls": config.urls_for_devices(),
             "round_s_median": median([view["round_s"] for view in rounds[1:] or rounds]),
             "round_overhead_s_median": views.overhead_median_s(rounds),
             "round_s": [view["round_s"] for view in rounds],
@@ -124,14 +121,21 @@ class Run:
             "local_only_accuracies": scores.local_only,
             "samples": data.samples,
             "steps": steps,
-            "bytes_up": bytes_moved.up_bytes,
-            "bytes_down": bytes_moved.down_bytes,
+            "bytes_up": sum(each.traffic.up_bytes for each in found.devices),
+            "bytes_down": sum(each.traffic.down_bytes for each in found.devices),
             "test_digest": data.test_digest,
+            "round_1_updates": rounds[0]["updates"],
             "model_digest": newest.model.hex(),
         }
 
+    def _draw(self, found: report.Report) -> None:
+        write_atomic(
+            self._ports.files, self._directory / demo_report.CURVES, demo_report.curves(found), mode=0o644
+        )
+        report.write(self._ports, found, self._directory / demo_report.REPORT)
+
     def _home(self, number: int) -> Path:
-        return self._directory / "devices" / device_name(number)
+        return self._directory / HOMES / device_name(number)
 
     def _agents(self) -> dict[str, list[str]]:
         return {
@@ -144,7 +148,7 @@ class Run:
         share = SLOW_CPU_SHARE if number == self._devices else 1.0
         path = str(data.train[number - 1].absolute())
         text = (
-            f'[policy]\ntasks = ["{TASK}"]\ncpu_share = {share}\n\n'
+            f'[policy]\ntasks = ["{TASK}"]\ncpu_share = {share}\ndevice = "cpu"\n\n'
             f"[data]\n{TASK} = {json.dumps(path, ensure_ascii=False)}\n"
         )
         self._ports.files.make_dir(self._home(number))
@@ -240,14 +244,3 @@ class Run:
                 if self._ports.clock.monotonic_s() > deadline_s:
                     raise Failed(str(error)) from error
             await asyncio.sleep(POLL_S)
-
-
-def _folded_steps(journal: Journal) -> int:
-    """The optimiser steps of all updates that went into the model."""
-    facts = [
-        fact
-        for logged in journal.entries()
-        if isinstance(entry := decode_entry(logged.data), Turned)
-        for fact in entry.facts
-    ]
-    return sum(f.steps for f in facts if isinstance(f, UpdateJudged) and f.folded and f.job == JOB)

@@ -46,6 +46,17 @@ class SendReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class SendModel:
+    """Offer a version of a job, under a key epoch, to a device that asked; ``state`` is the job's."""
+
+    device: str
+    job: str
+    version: int
+    state: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class SendChunks:
     """Send chunks of a model that a device pulled."""
 
@@ -100,6 +111,7 @@ Effect = (
     | AnswerJoin
     | SendRequest
     | SendReceipt
+    | SendModel
     | SendChunks
     | ShutOut
     | MakeInitial

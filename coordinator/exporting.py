@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from broker.ports import Ports, write_atomic
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.state import Job, State, Version
 from coordinator.store import Store
-from schemas.models import Layout
-
-if TYPE_CHECKING:
-    import numpy as np
+from schemas.safetensors import metadata, to_safetensors
 
 
 class NoSuchVersion(Exception):
@@ -36,44 +32,18 @@ def find_version(state: State, job: str, number: int | None) -> tuple[Job, Versi
     return known, found[-1]
 
 
-def export(ports: Ports, directory: Path, job: str, version: Version, out: Path) -> int:
+def export(ports: Ports, directory: Path, job: Job, version: Version, out: Path) -> int:
     """Write the version to ``out``, whole or not at all; returns the file's size in bytes.
 
-    Shared tensors stand in the file under each of their names. Raises OSError, and ValueError when the
-    version's file was altered.
+    Raises OSError, and ValueError when the version's file was altered.
     """
     identity = load_identity(ports.files, directory)
     store = Store(ports.files, directory, identity, KeyStore(ports.files, directory, ports.entropy))
-    metadata = {
-        "fedbus.federation": identity.federation.hex(),
-        "fedbus.job": job,
-        "fedbus.version": str(version.number),
-        "fedbus.model": version.model.hex(),
-    }
-    data = to_safetensors(store.layout(job), store.model(job, version.model), metadata)
+    told = metadata(
+        identity.federation, job.id, version.number, version.model, job.spec.task, job.spec.config
+    )
+    data = to_safetensors(store.layout(job.id), store.model(job.id, version.model), told)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder; make it first")
     write_atomic(ports.files, out, data, mode=0o644)
     return len(data)
-
-
-def to_safetensors(layout: Layout, model: bytes, metadata: dict[str, str]) -> bytes:
-    """The file's bytes; ``model`` are the flat bytes in the order of ``layout``."""
-    import numpy as np
-    from safetensors.numpy import save
-
-    tensors: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
-    at = 0
-    for tensor in layout.tensors:
-        flat = np.frombuffer(model, dtype=_little_endian(tensor.dtype), count=tensor.items, offset=at)
-        tensors[tensor.name] = flat.reshape(tensor.shape)
-        at += tensor.size_bytes
-    for alias, name in layout.aliases.items():
-        tensors[alias] = tensors[name]
-    return save(tensors, metadata)
-
-
-def _little_endian(dtype: str) -> np.dtype[np.generic]:
-    import numpy as np
-
-    return np.dtype(dtype).newbyteorder("<")

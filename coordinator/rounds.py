@@ -11,7 +11,7 @@ import math
 
 from coordinator import facts as f
 from coordinator.cohort import eligible, select
-from coordinator.effects import Commit, Fold, MakeInitial, Prepare, SendRequest, ShutOut
+from coordinator.effects import Commit, Fold, MakeInitial, Prepare, SendModel, SendRequest, ShutOut
 from coordinator.inputs import Cancel, Committed, Prepared, Submit, WorkFailed
 from coordinator.state import (
     ENDED_JOB,
@@ -23,8 +23,8 @@ from coordinator.state import (
     Round,
 )
 from coordinator.turn import CommandRefused, Turn
-from schemas.events import JobFinished, Verdict
-from schemas.ids import key_id
+from schemas.events import JobFinished, Refusal, Verdict
+from schemas.ids import key_id, model_request_id
 
 
 def submit(turn: Turn, command: Submit) -> None:
@@ -211,10 +211,23 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
         turn.tell(device, JobFinished(job=job.id, state=state, version=len(job.versions) - 1))
 
 
+def offer_newest(turn: Turn, device: str, name: str) -> None:
+    """A device wants the newest version of a job: whoever was asked to train it may have it, nobody else."""
+    job = turn.state.jobs.get(name)
+    if job is None or device not in job.newest:
+        text = f"no model of job {name} for this device: it was never asked to train it"
+        turn.tell(device, Refusal(code="closed", text=text, transfer=model_request_id(name)))
+        return
+    # A device that was revoked knows the key, and no later round will roll it.
+    rolled = job.epoch_spoilt and job.state in ENDED_JOB
+    turn.order(SendModel(device, job.id, job.versions[-1].number, job.state, job.epoch + rolled))
+
+
 def resume(turn: Turn) -> None:
     """After a start: order again what was ordered and has no outcome."""
+    invited = {token.device for token in turn.state.tokens.values() if not token.void and not token.join}
     for device in turn.state.devices.values():
-        if device.state is DeviceState.REVOKED:
+        if device.state is DeviceState.REVOKED and device.id not in invited:
             turn.order(ShutOut(device.id))
     for job in turn.state.jobs.values():
         if job.state is JobState.PREPARING:

@@ -9,13 +9,15 @@ from pathlib import Path
 import structlog
 
 from broker import service
+from broker.bus import Bus
 from broker.embedded import EmbeddedBroker
 from broker.ports import LockHeld, Ports
 from coordinator import control
-from coordinator.access import Access, EmbeddedAccess, OwnersAccess
+from coordinator.access import Access, EmbeddedAccess, access_for
 from coordinator.app import Coordinator
 from coordinator.config import Config, load_config
 from coordinator.connection import bus_for
+from coordinator.doctor_mqtt import dropping
 from coordinator.keystore import Identity, load_identity
 from coordinator.setup import embedded_broker
 from schemas import topics
@@ -51,9 +53,10 @@ def serve(directory: Path, ports: Ports) -> None:
 
 async def _serve(directory: Path, config: Config, identity: Identity, ports: Ports) -> None:
     broker = embedded_broker(ports, directory, config) if config.broker.startswith("embedded:") else None
-    access: Access = OwnersAccess()
     if broker is not None:
-        access = EmbeddedAccess(ports, broker, identity.federation)
+        access: Access = EmbeddedAccess(ports, broker, identity.federation)
+    else:
+        access = access_for(ports, directory, config, identity.federation)
     bus = bus_for(directory, config, identity, ports, [topics.all_up(identity.federation)])
     # First the journal: a directory whose log cannot be read starts no broker.
     coordinator = Coordinator(directory, config, identity, ports, bus, access)
@@ -64,6 +67,9 @@ async def _serve(directory: Path, config: Config, identity: Identity, ports: Por
             beside = [tasks.create_task(_tell_ready(directory), name="ready")]
             if broker is not None:
                 beside.append(tasks.create_task(_keep_alive(broker), name="broker"))
+            elif config.broker.startswith("mqtt"):
+                looking = _look_for_drops(bus, directory, config, identity, ports)
+                beside.append(tasks.create_task(looking, name="drops"))
             try:
                 await coordinator.run()
             finally:
@@ -72,6 +78,19 @@ async def _serve(directory: Path, config: Config, identity: Identity, ports: Por
     finally:
         coordinator.ledger.journal.close()
         await _stop(broker)
+
+
+async def _look_for_drops(
+    bus: Bus, directory: Path, config: Config, identity: Identity, ports: Ports
+) -> None:
+    """Once per start, when the broker is there: warn if it drops what it acknowledges, as Mosquitto does by
+    default."""
+    while True:
+        await asyncio.sleep(BROKER_CHECK_S)
+        if not bus.problem:
+            break
+    if problem := await dropping(directory, config, identity, ports):
+        log.warning("the broker drops messages", problem=problem)
 
 
 async def _keep_alive(broker: EmbeddedBroker) -> None:

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from broker.ports import Files, write_atomic
 from coordinator.keystore import Identity, KeyStore
-from schemas.envelope import chunk_count
-from schemas.limits import CHUNK_BYTES_DEFAULT, CHUNK_OVERHEAD_BYTES, CHUNKS_MAX
+from schemas.envelope import chunk_count, fitting_chunk_bytes
+from schemas.limits import CHUNK_BYTES_DEFAULT, CHUNK_OVERHEAD_BYTES
 from schemas.models import (
     Layout,
     Manifest,
@@ -93,11 +93,21 @@ class Store:
             raise ValueError(f"{self.model_path(job, digest)} was altered: its digest is another")
         return data
 
-    def offer(self, job: str, version: int, model: bytes, previous: bytes, epoch: int) -> Offered:
-        """Manifest and sealed chunks of a version under a key epoch; made when asked for first."""
+    def offer(
+        self,
+        job: str,
+        version: int,
+        model: bytes,
+        previous: bytes,
+        epoch: int,
+        chunk_bytes: int = CHUNK_BYTES_DEFAULT,
+    ) -> Offered:
+        """Manifest and sealed chunks of a version under a key epoch; made when asked for first, in chunks of
+        ``chunk_bytes``."""
         known = self._offered.get((job, version, epoch))
         if known is None:
-            known = self._load(job, version, epoch) or self._seal(job, version, model, previous, epoch)
+            known = self._load(job, version, epoch)
+            known = known or self._seal(job, version, model, previous, epoch, chunk_bytes)
             self._offered[job, version, epoch] = known
             self.by_transfer[known.manifest.transfer()] = known
             self._forget_old(job, version)
@@ -118,23 +128,23 @@ class Store:
 
     def _forget_old(self, job: str, newest: int) -> None:
         """Devices may still pull the version before; older ones nobody trains on any more."""
-        for key in [key for key in self._offered if key[0] == job and key[1] < newest - 1]:
+        for key in [key for key in list(self._offered) if key[0] == job and key[1] < newest - 1]:
             self.by_transfer.pop(self._offered.pop(key).manifest.transfer(), None)
 
     def _load(self, job: str, version: int, epoch: int) -> Offered | None:
         path = self._folder / job / f"{version:06d}.{epoch:06d}.manifest"
-        if not self._files.exists(path):
+        if not self._files.exists(path) or not self._files.exists(path.with_suffix(".chunks")):
             return None
         blob = self._files.read(path)
         signer, federation = self._identity.online.public, self._identity.federation
         manifest = open_manifest(blob, signer, federation, job, self.layout(job))
         return Offered(manifest, blob, path.with_suffix(".chunks"))
 
-    def _seal(self, job: str, version: int, model: bytes, previous: bytes, epoch: int) -> Offered:
+    def _seal(
+        self, job: str, version: int, model: bytes, previous: bytes, epoch: int, chunk_bytes: int
+    ) -> Offered:
         plain = memoryview(self.model(job, model))
-        size = CHUNK_BYTES_DEFAULT
-        while chunk_count(len(plain), size) > CHUNKS_MAX:
-            size *= 2
+        size = fitting_chunk_bytes(len(plain), chunk_bytes)
         job_key = self._keys.job_key(job, epoch)
         manifest = Manifest(
             federation=self._identity.federation,

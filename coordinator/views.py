@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from broker.journal import Journal
 from coordinator.entries import Turned, decode_entry
-from coordinator.facts import RequestsIssued, UpdateJudged, VersionCommitted
+from coordinator.facts import RequestDeclined, RequestsIssued, UpdateJudged, VersionCommitted
 from coordinator.state import Job, State
 
 View = dict[str, Any]
@@ -78,33 +79,44 @@ def history(journal: Journal, name: str) -> list[View]:
     slowest device's time inside the task's ``train``.
     """
     commits: list[tuple[VersionCommitted, float]] = []
-    issued_run_s: dict[int, float] = {}  # by round
-    round_of: dict[tuple[str, int], int] = {}  # by device and request
-    reports: dict[int, list[UpdateJudged]] = {}
+    rounds: dict[int, _Round] = {}
+    round_of: dict[tuple[str, int], _Round] = {}  # by device and request
     for logged in journal.entries():
         entry = decode_entry(logged.data)
         for fact in entry.facts if isinstance(entry, Turned) else ():
             if getattr(fact, "job", None) != name:
                 continue
-            if isinstance(fact, RequestsIssued):
-                issued_run_s.setdefault(fact.round, entry.at.run_s)
-                round_of |= {(request.device, request.number): fact.round for request in fact.requests}
-            elif isinstance(fact, UpdateJudged):
-                reports.setdefault(round_of[fact.device, fact.request], []).append(fact)
-            elif isinstance(fact, VersionCommitted) and fact.round:
-                commits.append((fact, entry.at.run_s - issued_run_s[fact.round]))
+            match fact:
+                case RequestsIssued():
+                    round_ = rounds.setdefault(fact.round, _Round(entry.at.run_s))
+                    round_of |= {(request.device, request.number): round_ for request in fact.requests}
+                    round_.asked.update(request.device for request in fact.requests)
+                case RequestDeclined():
+                    round_of[fact.device, fact.request].declined[fact.device] = fact.reason
+                case UpdateJudged():
+                    round_of[fact.device, fact.request].reports.append(fact)
+                case VersionCommitted() if fact.round:
+                    commits.append((fact, entry.at.run_s))
+                case _:
+                    pass
     # Last, because a round's late updates are judged after its commit.
-    return [_round(fact, reports.get(fact.round, []), round_s) for fact, round_s in commits]
+    return [_view(fact, rounds[fact.round], run_s) for fact, run_s in commits]
 
 
-def _round(fact: VersionCommitted, reports: list[UpdateJudged], round_s: float) -> View:
-    folded = [report for report in reports if report.folded]
+@dataclass(slots=True)
+class _Round:
+    """What the log says of one round."""
+
+    issued_run_s: float
+    asked: set[str] = field(default_factory=set)
+    declined: dict[str, str] = field(default_factory=dict)
+    reports: list[UpdateJudged] = field(default_factory=list)
+
+
+def _view(fact: VersionCommitted, round_: _Round, committed_run_s: float) -> View:
+    folded = [report for report in round_.reports if report.folded]
     slowest_s = max((report.train_s for report in folded), default=0.0)
-    samples = sum(report.samples for report in folded)
-    # What devices report is theirs: it may be missing, and it may be no number.
-    scores = [(r.samples, r.evaluation.get("accuracy", math.nan)) for r in folded]
-    scores = [(count, score) for count, score in scores if math.isfinite(score)]
-    weight = sum(count for count, _ in scores)
+    round_s = committed_run_s - round_.issued_run_s
     return {
         "round": fact.round,
         "version": fact.version,
@@ -112,12 +124,25 @@ def _round(fact: VersionCommitted, reports: list[UpdateJudged], round_s: float) 
         "round_s": round_s,
         "train_s": slowest_s,
         "overhead_s": round_s - slowest_s,
-        "samples": samples,
+        "samples": sum(report.samples for report in folded),
+        "asked": len(round_.asked),
         "reports": {report.device: report.samples for report in folded},
-        "rejected": {report.device: report.reason for report in reports if not report.folded},
-        # Of the model that the round began with, on the devices' held-out parts, by samples.
-        "accuracy_before": sum(n * score for n, score in scores) / weight if weight else None,
+        "updates": {report.device: report.content.hex() for report in folded},
+        "rejected": {report.device: report.reason for report in round_.reports if not report.folded},
+        "declined": round_.declined,
+        # Of the model that the round began with, on the devices' held-out parts.
+        "accuracy_before": _weighted(folded, "accuracy"),
+        "loss_before": _weighted(folded, "loss"),
     }
+
+
+def _weighted(reports: list[UpdateJudged], metric: str) -> float | None:
+    """The devices' mean of a metric, by samples."""
+    # What devices report is theirs: it may be missing, and it may be no number.
+    scores = [(report.samples, report.evaluation.get(metric, math.nan)) for report in reports]
+    scores = [(count, score) for count, score in scores if math.isfinite(score)]
+    weight = sum(count for count, _ in scores)
+    return sum(count * score for count, score in scores) / weight if weight else None
 
 
 def overhead_median_s(rounds: list[View]) -> float:

@@ -93,7 +93,13 @@ class Works:
         version = job.versions[-1]
         previous = job.versions[-2].model if len(job.versions) > 1 else NO_VERSION
         await self._ports.offload.run(
-            self._store.offer, job.id, version.number, version.model, previous, epoch
+            self._store.offer,
+            job.id,
+            version.number,
+            version.model,
+            previous,
+            epoch,
+            job.spec.chunk_bytes,
         )
 
     async def _fold(self, order: Fold) -> None:
@@ -146,7 +152,9 @@ class Works:
         folder, base = self._folder(job), job.round.base
         model = await self._ports.offload.run(self._finish, folder, job.id, base)
         version = len(job.versions)
-        await self._ports.offload.run(self._store.offer, job.id, version, model, base, job.epoch)
+        await self._ports.offload.run(
+            self._store.offer, job.id, version, model, base, job.epoch, job.spec.chunk_bytes
+        )
         self._ledger.submit(
             Committed(
                 job=job.id,
@@ -182,7 +190,7 @@ class Works:
             self._ledger.submit(WorkFailed(job=job.id, text=f"no initial model: {made.text}"))
             return
         try:
-            self._store.put_layout(made.layout)
+            await self._ports.offload.run(self._store.put_layout, made.layout)
         except LayoutMismatch as error:
             self._ledger.submit(WorkFailed(job=job.id, text=f"no initial model: {error}"))
             return
