@@ -18,7 +18,7 @@ STAMP := .venv/.fedbus-installed
 
 help:
 	@echo "make demo    federated training on this machine, in ./fedbus-demo, with real data"
-	@echo "make test    the tests"
+	@echo "make test    the tests; as root on Debian or Ubuntu it installs the brokers that they need"
 	@echo "make check   formatting, lint, types, import directions, tidiness"
 	@echo "make bench   the measurements"
 	@echo "make venv    only make or update .venv"
@@ -38,6 +38,7 @@ demo: venv
 	$(BIN)/fedbus-coordinator demo $(ARGS)
 
 test: venv
+	@sh tests/install_brokers.sh --if-possible
 	$(BIN)/python -m pytest $(ARGS)
 
 check: venv

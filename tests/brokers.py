@@ -1,29 +1,50 @@
 """Private brokers on free ports of 127.0.0.1: Mosquitto (one per test, up in 0.02 s) and RabbitMQ (one per
-session, up in 10 s). Nothing of the system's own brokers is touched; everything ends with its context."""
+session, up in 10 s). Nothing of the system's own brokers is touched; everything ends with its context.
+
+Where a broker is not installed, starting it raises `BrokerMissing`, which skips the test (`tests.conftest`).
+"""
 
 from __future__ import annotations
 
 import os
-import pwd
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
+
+from tests.management import Management, hashed
 
 MOSQUITTO = "/usr/sbin/mosquitto"
 RABBITMQ = "/usr/lib/rabbitmq/bin"
 PATIENCE_S = 120.0
-PACKAGES = {"mosquitto": MOSQUITTO, "rabbitmq-server": f"{RABBITMQ}/rabbitmq-server"}
+RELOADS_MAX = 20
+RELOADED = b"Reloading config."
+SYSTEMD_ANALYZE = "/usr/bin/systemd-analyze"
+PACKAGES = {
+    "mosquitto": MOSQUITTO,
+    "rabbitmq-server": f"{RABBITMQ}/rabbitmq-server",
+    "systemd": SYSTEMD_ANALYZE,
+}
+
+
+class BrokerMissing(Exception):
+    """The broker's package is not installed."""
 
 
 def missing() -> list[str]:
     """Debian packages that are not installed."""
     return [package for package, path in PACKAGES.items() if not Path(path).exists()]
+
+
+def require(package: str) -> None:
+    """Raises `BrokerMissing`."""
+    if package in missing():
+        raise BrokerMissing(f"{package} is not installed")
 
 
 def free_ports(count: int) -> list[int]:
@@ -59,32 +80,52 @@ def rss_bytes(pid: int) -> int:
     return int(fields["VmRSS"].split()[0]) * 1024
 
 
+class Admit(Protocol):
+    """Lets a user in at a broker, who may do this much (topic filters)."""
+
+    def __call__(
+        self, user: str, password: str, publish: Sequence[str], subscribe: Sequence[str]
+    ) -> None: ...
+
+
 class Mosquitto:
-    """A Mosquitto with ``config`` as its whole configuration (``{port}`` and ``{base}`` are filled in)."""
+    """A Mosquitto with ``config`` as its whole configuration (``{port}`` and ``{base}`` are filled in).
+
+    With `USERS` in it, only users that `admit` named get in.
+    """
 
     OPEN = "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
     DURABLE = "max_queued_messages 0\nmax_queued_bytes 0\npersistence true\npersistence_location {base}/\n"
+    USERS = (
+        "listener {port} 127.0.0.1\nset_tcp_nodelay true\nallow_anonymous false\n"
+        "password_file {base}/passwords\nacl_file {base}/acl\n"
+    )
 
     def __init__(self, base: Path, config: str = OPEN + DURABLE, *, port: int = 0) -> None:
         self.port = port or free_ports(1)[0]
         self.log = base / "mosquitto.log"
         self._base = base
         self._config = config
+        self._users: dict[str, tuple[str, list[str]]] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
-    def pid(self) -> int:
+    def process(self) -> subprocess.Popen[bytes]:
         assert self._process is not None
-        return self._process.pid
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def start(self) -> None:
+        require("mosquitto")
         self._base.mkdir(parents=True, exist_ok=True)
+        self._write_users()
         path = self._base / "mosquitto.conf"
         # As root it would change to a user that cannot write here.
-        head = "user root\nlog_type all\n"
-        path.write_text(
-            head + self._config.replace("{port}", str(self.port)).replace("{base}", str(self._base))
-        )
+        config = "user root\nlog_type all\n" + self._config
+        path.write_text(config.replace("{port}", str(self.port)).replace("{base}", str(self._base)))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [MOSQUITTO, "-c", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -92,28 +133,50 @@ class Mosquitto:
         until(self._up, f"mosquitto answers on {self.port}; see {self.log}", 10)
 
     def _up(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
+        if self.process.poll() is not None:
             raise RuntimeError(f"mosquitto ended: {self.log.read_text()}")
         return answers(self.port)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it; with SIGKILL it forgets what it did not save."""
-        assert self._process is not None
-        self._process.send_signal(number)
-        self._process.wait(PATIENCE_S)
+        self.process.send_signal(number)
+        self.process.wait(PATIENCE_S)
 
     def reload(self) -> None:
-        """Read password and ACL files again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGHUP)
+        """Read password and ACL files again; returns once it does so before anything else."""
+        done = self.log.read_bytes().count(RELOADED)
+        for _ in range(RELOADS_MAX):  # a signal that comes while it reads them is lost
+            self.process.send_signal(signal.SIGHUP)
+            with suppress(TimeoutError):
+                until(lambda: self.log.read_bytes().count(RELOADED) > done, "mosquitto reloads", 1)
+                return
+        raise TimeoutError(f"mosquitto does not read its files again; see {self.log}")
+
+    def admit(
+        self, user: str, password: str, publish: Sequence[str] = ("#",), subscribe: Sequence[str] = ("#",)
+    ) -> None:
+        """Let a user in, who may do this much (topic filters)."""
+        rules = [f"topic write {topic}" for topic in publish] + [f"topic read {topic}" for topic in subscribe]
+        self._users[user] = password, rules
+        if self._running():
+            self._write_users()
+            self.reload()
+
+    def _write_users(self) -> None:
+        passwords = [f"{user}:{hashed(password)}\n" for user, (password, _) in self._users.items()]
+        rules = ["\n".join([f"user {user}", *rules, ""]) for user, (_, rules) in self._users.items()]
+        (self._base / "passwords").write_text("".join(passwords))
+        (self._base / "acl").write_text("".join(rules))
+
+    def _running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._running():
             self.stop()
 
 
@@ -125,13 +188,13 @@ class RabbitMQ:
 
     def __init__(self, base: Path, *, extra: str = "", erlang: Sequence[str] = ()) -> None:
         self.amqp, self.mqtt, self.management, self.amqps, self.mqtts, dist, self._epmd_port = free_ports(7)
+        self.operator = Management(self.management)
         self.log = base / "rabbitmq.log"
         self._base = base
         self._extra = extra.replace("{mqtts}", str(self.mqtts)).replace("{amqps}", str(self.amqps))
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._user = "rabbitmq" if os.geteuid() == 0 else ""
         arguments = ["+sbwt none +sbwtdcpu none +sbwtdio none", "-kernel inet_dist_use_interface {127,0,0,1}"]
-        self._environment = {
+        environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(base),
             "LANG": "C.UTF-8",
@@ -139,6 +202,7 @@ class RabbitMQ:
             "RABBITMQ_DIST_PORT": str(dist),
             "RABBITMQ_CONF_ENV_FILE": str(base / "env.conf"),
             "RABBITMQ_CONFIG_FILE": str(base / "rabbitmq"),
+            "RABBITMQ_CONFIG_FILES": str(base / "conf.d"),
             "RABBITMQ_MNESIA_BASE": str(base / "mnesia"),
             "RABBITMQ_LOG_BASE": str(base / "log"),
             "RABBITMQ_LOGS": "-",
@@ -150,6 +214,8 @@ class RabbitMQ:
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join([*arguments, *erlang]),
         }
+        self.environment = environment  # of ``rabbitmqctl``, to find this node
+        self._place: dict[str, Any] = {"env": environment, "cwd": base, "stdin": subprocess.DEVNULL}
 
     @property
     def pid(self) -> int:
@@ -167,6 +233,7 @@ class RabbitMQ:
         )
 
     def start(self) -> None:
+        require("rabbitmq-server")
         self._base.mkdir(parents=True, exist_ok=True)
         (self._base / "plugins").write_text("[rabbitmq_management,rabbitmq_mqtt].\n")
         (self._base / "rabbitmq.conf").write_text(self._settings())
@@ -175,15 +242,11 @@ class RabbitMQ:
         if not cookie.exists():
             cookie.write_text(secrets.token_hex(16))
             cookie.chmod(0o400)
-        if self._user:
-            _open_up(self._base)
-            for path in (self._base, *self._base.rglob("*")):
-                shutil.chown(path, self._user)
         self.log.touch()
         began = self.log.stat().st_size
-        self._spawn(["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"])
+        self._spawn("epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1")
         until(lambda: answers(self._epmd_port), "epmd answers")
-        self._spawn([f"{RABBITMQ}/rabbitmq-server"])
+        self._spawn(f"{RABBITMQ}/rabbitmq-server")
         until(lambda: self._up(began), f"RabbitMQ is up; see {self.log}")
 
     def _up(self, began: int) -> bool:
@@ -191,33 +254,23 @@ class RabbitMQ:
             raise RuntimeError(f"RabbitMQ ended: {self.log.read_text()[-2000:]}")
         return b"startup complete" in self.log.read_bytes()[began:]
 
-    def _spawn(self, argv: list[str]) -> None:
+    def _spawn(self, *argv: str) -> None:
         with self.log.open("ab") as log:
-            self._processes.append(
-                subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    **self._as(),
-                )
-            )
-
-    def _as(self) -> dict[str, Any]:
-        who: dict[str, Any] = {"env": self._environment, "cwd": self._base}
-        if self._user:
-            who |= {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []}
-        return who
+            process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, **self._place)
+            self._processes.append(process)
 
     def ctl(self, *arguments: str) -> str:
         """``rabbitmqctl``; its output."""
         argv = [f"{RABBITMQ}/rabbitmqctl", *arguments]
         done: subprocess.CompletedProcess[str]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, **self._as())
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, **self._place)
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
         return done.stdout
+
+    def settle(self) -> None:
+        """Return once what was declared is on disk, as it is some seconds later by itself."""
+        self.ctl("eval", "[dets:sync(T) || T <- dets:all()], mnesia:sync_log().")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the node and its epmd. What is durable is there again after `start`."""
@@ -233,22 +286,13 @@ class RabbitMQ:
         try:
             self.start()
         except BaseException:
-            self._end_all()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._processes:
-            self.stop()
-
-    def _end_all(self) -> None:
+        # A clean end would take it seconds, for data that nobody wants any more.
         for process in self._processes:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(PATIENCE_S)
-
-
-def _open_up(base: Path) -> None:
-    """Let another user pass through pytest's private folders."""
-    for folder in base.parents:
-        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)

@@ -7,91 +7,102 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.bus import Connected, Credentials
+from broker.bus import Bus, Connected, Credentials
+from broker.connect import connect
 from broker.mailbox import Mailbox, Sequencer
 from broker.memory import MemoryBroker, MemoryBus
 from broker.ports import Ports
-from coordinator.access import OwnersAccess
+from coordinator.access import Access, ListedAccess, UnmanagedUsers
 from coordinator.app import Coordinator
 from coordinator.config import Config, load_config
+from coordinator.connection import credentials
 from coordinator.keystore import Identity, load_identity
 from coordinator.setup import init
 from schemas import events as e
-from schemas import topics, work
+from schemas import topics
 from schemas.chunks import pack_chunk
 from schemas.enrolment import Join, Member, Token, open_welcome, seal_join, token_from_text
 from schemas.envelope import (
     Envelope,
     Order,
     Sealed,
-    content_key,
-    new_clear,
     open_envelope,
     parse,
-    seal,
     sign,
 )
-from schemas.ids import COORDINATOR, DeviceId, FederationId
+from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user
 from schemas.keys import BoxKey, SigningKey
-from schemas.limits import CHUNK_BYTES_DEFAULT, INLINE_BYTES_MAX
-from schemas.models import DELTA, Layout, Tensor
-from schemas.sealing import aead_seal
+from tests.brokers import Admit
 from tests.sim.machine import SimProcess, SimSpawn
+from tests.workers import maker, seal_for, update_for
 
 T = TypeVar("T", bound=e.Event)
 PATIENCE_S = 30.0
 TASK = "standin"
+IN_MEMORY = Config(broker="memory:test")
+COORDINATOR_PASSWORD = "coordinator's"
 
 
-def layout(job: str, count: int) -> Layout:
-    """One trained vector of ``count`` coordinates."""
-    return Layout(job=job, tensors=[Tensor("w", [count], "float32", "trained")])
-
-
-def maker(ports: Ports, count: int) -> Callable[[bytes], bytes | None]:
-    """What a worker process answers to the order for initial parameters: zeros."""
-
-    def answer(data: bytes) -> bytes | None:
-        order = work.decode_order(data[work.FRAME.size :])
-        assert isinstance(order, work.Make)
-        file = ports.files.open(Path(order.out), create=True)
-        file.truncate(0)
-        file.append(bytes(4 * count))
-        file.sync()
-        file.close()
-        return work.encode(work.Made(layout=layout(order.job, count)))
-
-    return answer
+Dial = Callable[[str, Credentials, Sequence[str]], Bus]
+"""Makes a bus: broker URL, credentials, subscriptions."""
 
 
 class Federation:
-    """A running coordinator on ``memory:``, and the broker that devices share with it."""
+    """A running coordinator, and the way to its broker: the one in ``config``, by default one in memory where
+    sessions have the plain names of devices. ``admit`` tells a real broker of its users; ``around`` is put
+    around every bus."""
 
-    def __init__(self, directory: Path, ports: Ports, count: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ports: Ports,
+        count: int,
+        *,
+        config: Config = IN_MEMORY,
+        admit: Admit | None = None,
+        around: Callable[[Bus], Bus] = lambda bus: bus,
+    ) -> None:
         self.directory = directory
         self.broker = MemoryBroker()
+        self._admit = admit
+        self._around = around
         spawn = SimSpawn(lambda argv, env: SimProcess(maker(self.ports, count)))
         self.ports = replace(ports, spawn=spawn)
         if not ports.files.exists(directory / "coordinator.toml"):
-            init(self.ports, directory, Config(broker="memory:test"))
+            init(self.ports, directory, config, COORDINATOR_PASSWORD if admit else "")
         self.identity: Identity = load_identity(ports.files, directory)
+        if admit is not None:
+            federation = self.identity.federation
+            user = broker_user(federation, COORDINATOR)
+            down, up, probe = (of(federation) for of in (topics.all_down, topics.all_up, topics.probe))
+            admit(user, COORDINATOR_PASSWORD, [down, probe], [up, probe])
         self.coordinator: Coordinator = self._new()
         self._task: asyncio.Task[None] | None = None
 
     def _new(self) -> Coordinator:
-        bus = MemoryBus(self.broker, Credentials(COORDINATOR), [topics.all_up(self.identity.federation)])
         config = load_config(self.ports.files, self.directory, {})
-        return Coordinator(self.directory, config, self.identity, self.ports, bus, OwnersAccess())
+        who = credentials(self.directory, config, self.identity, self.ports)
+        bus = self.dial(config.broker, who, [topics.all_up(self.identity.federation)])
+        access: Access = ListedAccess(self.ports, self.directory, UnmanagedUsers())
+        if self._admit is not None:
+            access = _Admission(self.identity.federation, self._admit)
+        return Coordinator(self.directory, config, self.identity, self.ports, bus, access)
+
+    def dial(self, url: str, who: Credentials, subscriptions: Sequence[str]) -> Bus:
+        """A bus, not entered yet."""
+        if url == IN_MEMORY.broker:
+            who = Credentials(who.client_id.partition("@")[0])
+            return self._around(MemoryBus(self.broker, who, subscriptions))
+        return self._around(connect(url, who, subscriptions, ports=self.ports))
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         self._task = tasks.create_task(self.coordinator.run(listen=False), name="coordinator")
@@ -116,7 +127,7 @@ class Federation:
 
     async def device(self, name: str) -> StandIn:
         """An enrolled device that has said what it can do."""
-        device = StandIn(await self.invite(name), self.broker, self.ports, self.directory)
+        device = StandIn(await self.invite(name), self.dial, self.ports, self.directory)
         await device.__aenter__()
         await device.enrol()
         await device.report()
@@ -132,10 +143,28 @@ class Federation:
         return self.coordinator.ledger.state.jobs[name]
 
 
+@dataclass(frozen=True)
+class _Admission:
+    """Lets devices in as the coordinator's own access would."""
+
+    federation: FederationId
+    tell: Admit
+
+    async def admit(self, device: DeviceId, password: str) -> str:
+        up, down = topics.up(self.federation, device), topics.down(self.federation, device)
+        self.tell(broker_user(self.federation, device), password, [up], [down])
+        return ""
+
+    async def shut_out(self, device: DeviceId) -> None:
+        """Nobody is revoked here."""
+
+
 @asynccontextmanager
-async def federation(directory: Path, ports: Ports, count: int = 10) -> AsyncIterator[Federation]:
-    """A coordinator that serves until the context ends."""
-    running = Federation(directory, ports, count)
+async def federation(
+    directory: Path, ports: Ports, count: int = 10, **where: Any
+) -> AsyncIterator[Federation]:
+    """A coordinator that serves until the context ends; ``where`` as of `Federation`."""
+    running = Federation(directory, ports, count, **where)
     async with asyncio.TaskGroup() as tasks:
         running.start(tasks)
         try:
@@ -147,7 +176,7 @@ async def federation(directory: Path, ports: Ports, count: int = 10) -> AsyncIte
 class StandIn:
     """A device with keys of its own. Enter it, then `enrol`, `report`, `next`, `answer`."""
 
-    def __init__(self, token: Token, broker: MemoryBroker, ports: Ports, directory: Path) -> None:
+    def __init__(self, token: Token, dial: Dial, ports: Ports, directory: Path) -> None:
         self.token = token
         self.id = DeviceId(token.device)
         self.federation: FederationId = token.federation
@@ -165,7 +194,8 @@ class StandIn:
         )
         self._random_bytes = random_bytes
         down = topics.down(self.federation, self.id)
-        self.bus = MemoryBus(broker, Credentials(self.id), [down])
+        user = broker_user(self.federation, self.id)
+        self.bus = dial(token.urls[0], Credentials(user, user, token.password), [down])
         self.up = topics.up(self.federation, self.id)
         sequencer = Sequencer(ports.files, directory / f"standin-{self.id}-{self.key.id.hex()[:8]}.seq")
         self.mailbox = Mailbox(self.bus, self.federation, self.key, sequencer, ports.entropy)
@@ -234,42 +264,13 @@ class StandIn:
         self, request: e.TrainingRequest, delta: NDArray[np.float32], samples: int = 1, **changed: Any
     ) -> tuple[e.Update, bytes]:
         """The update that answers ``request``, and its content; ``changed`` replaces its fields."""
-        content = delta.astype("<f4").tobytes()
-        fields: dict[str, Any] = {
-            "job": request.job,
-            "request": request.request,
-            "base": request.base,
-            "vectors": [e.Vector(DELTA, len(delta))],
-            "samples": samples,
-            "steps": 1,
-            "train_s": 0.0,
-            "metrics": {},
-            "evaluation": {},
-            "content": sha256(content).digest(),
-        }
-        return e.Update(**fields | changed), content
+        return update_for(request, delta, samples, **changed)
 
     def seal(
         self, request: e.TrainingRequest, update: e.Update, content: bytes, chunk_bytes: int = 0
     ) -> tuple[Sealed, list[bytes]]:
         """(sealed update, sealed chunks): inline when small and ``chunk_bytes`` is 0."""
-        public = self.key.public
-        if len(content) <= INLINE_BYTES_MAX and not chunk_bytes:
-            inline = e.Update(
-                **{f: getattr(update, f) for f in update.__struct_fields__} | {"inline": content}
-            )
-            clear = new_clear(self.federation, public, request.update_key)
-            return seal(clear, self._random_bytes(32), request.update_key, e.encode_event(inline)), []
-        size = chunk_bytes or CHUNK_BYTES_DEFAULT
-        clear = new_clear(self.federation, public, request.update_key, len(content), size)
-        key = self._random_bytes(32)
-        encryption, context = content_key(key, clear)
-        chunks = [
-            aead_seal(encryption, i, clear.chunks, content[i * size : (i + 1) * size], context)
-            for i in range(clear.chunks)
-        ]
-        digests = tuple(sha256(chunk).digest() for chunk in chunks)
-        return seal(clear, key, request.update_key, e.encode_event(update), digests), chunks
+        return seal_for(self.federation, self.key, self._random_bytes, request, update, content, chunk_bytes)
 
     async def offer(self, sealed: Sealed, order: Order | None = None) -> Envelope:
         """Send (again) a sealed update under a new number, or under ``order``."""

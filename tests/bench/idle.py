@@ -24,17 +24,18 @@ def measure() -> dict[str, Any]:
         fleet.until(lambda: not children(pid))
         maps = Path(f"/proc/{pid}/maps").read_text()
         resident = {
-            "rss_bytes": _field(pid, "VmRSS"),
-            "rss_peak_bytes": _field(pid, "VmHWM"),
+            "rss_bytes": field_bytes(pid, "VmRSS"),
+            "rss_peak_bytes": field_bytes(pid, "VmHWM"),
             "children": len(children(pid)),
             "mapped": [library for library in HEAVY if f"/{library}/" in maps],
         }
         fleet.submit("second", rounds=1)
         fleet.until(lambda: fleet.finished("second"))
-        return resident | {"answered_again": True, "rss_after_bytes": _field(pid, "VmRSS")}
+        return resident | {"answered_again": True, "rss_after_bytes": field_bytes(pid, "VmRSS")}
 
 
-def _field(pid: int, field: str) -> int:
+def field_bytes(pid: int, field: str) -> int:
+    """A size from /proc/PID/status."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

@@ -62,6 +62,88 @@ def fold(result: Result, path: Path) -> None:
     _save(figure, path)
 
 
+def throughput(result: Result, path: Path) -> None:
+    """Bare clients and receipted updates, side by side."""
+    figure, axes = plt.subplots(figsize=(7, 3))
+    rows = result["rows"]
+    for offset, field, colour, label in (
+        (-0.2, "raw_mib_per_s", "0.7", "bare clients"),
+        (0.2, "receipted_mib_per_s", "tab:blue", "updates, receipted"),
+    ):
+        axes.barh(
+            [n + offset for n in range(len(rows))],
+            [row[field] for row in rows],
+            0.38,
+            color=colour,
+            label=label,
+        )
+    axes.set_yticks(range(len(rows)), [f"{row['broker']}\nratio {row['ratio']:.2f}" for row in rows])
+    axes.set(xlabel="MiB/s, chunks of 1 MiB from 16 devices", title="the same bytes through the same broker")
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def broker_rounds(result: Result, path: Path) -> None:
+    """Overhead of every round, by broker."""
+    figure, axes = plt.subplots(figsize=(7, 3.4))
+    for row in result["rows"]:
+        label = f"{row['broker']}, median {1e3 * row['round_overhead_s_median']:.0f} ms"
+        times = [1e3 * s for s in row["round_overhead_s"]]
+        axes.plot(range(2, 2 + len(times)), times, marker="o", markersize=3, label=label)
+    axes.set(xlabel="round", ylabel="overhead, ms", ylim=(0, None), title="demonstration with 4 devices")
+    axes.legend()
+    _save(figure, path)
+
+
+def waiting(result: Result, path: Path) -> None:
+    """Deliveries, and the memory of a thousand idle connections."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+    rows = result["rows"]
+    names = [row["broker"] for row in rows]
+    left.barh(names, [row["last_delivery_s"] for row in rows], color="tab:blue")
+    left.set(xlabel="s to the last of 1,000 deliveries")
+    right.barh(names, [row["broker_rss_idle_bytes"] / 2**20 for row in rows], color="0.7", label="broker")
+    right.barh(
+        names,
+        [row["coordinator_rss_bytes"] / 2**20 for row in rows],
+        0.3,
+        color="tab:blue",
+        label="coordinator",
+    )
+    right.set(xlabel="resident memory, MiB")
+    right.legend()
+    _save(figure, path)
+
+
+def uploading(result: Result, path: Path) -> None:
+    """The broker's memory, idle and at its highest, and the bound."""
+    figure, axes = plt.subplots(figsize=(7, 2.8))
+    rows = result["rows"]
+    names = [row["broker"] for row in rows]
+    axes.barh(
+        names, [row["broker_rss_peak_bytes"] / 2**20 for row in rows], color="tab:blue", label="highest"
+    )
+    axes.barh(names, [row["broker_rss_idle_bytes"] / 2**20 for row in rows], color="0.7", label="idle")
+    axes.scatter(
+        [row["bound_bytes"] / 2**20 for row in rows], names, color="tab:red", marker="|", s=900, label="bound"
+    )
+    axes.set(xlabel="the broker's resident memory, MiB", title="200 devices upload 4 MB each at once")
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def tls(result: Result, path: Path) -> None:
+    """The resident agent's memory around an update of 100 MB."""
+    figure, axes = plt.subplots(figsize=(7, 2.2))
+    names = ["60 s after", "highest", "idle"]
+    sizes = [result[f"rss_{field}_bytes"] / 2**20 for field in ("after", "peak", "idle")]
+    axes.barh(names, sizes, color=["0.7", "tab:blue", "0.7"])
+    axes.axvline(48, color="tab:red", linestyle="--", label="bound: 48 MiB")
+    axes.set(xlabel="resident agent over TLS, MiB, while it sends 100 MB")
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)

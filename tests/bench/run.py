@@ -6,32 +6,48 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.bench import fold, idle, plot, rounds
+from tests.bench import brokers, fold, idle, many, plot, rounds, throughput, tls
+from tests.bench.deployed import BROKERS
 
 RESULTS = Path(__file__).parents[2] / "docs" / "bench"
+ON_BROKERS = tuple((broker,) for broker in BROKERS)
 SIZES = ((1_000_000, 20, 5), (1_000_000, 100, 3), (10_000_000, 20, 3), (10_000_000, 100, 1))
 
 
+BENCHES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any], Path], None]]] = {
+    "rounds": (rounds.measure, plot.rounds),
+    "idle": (idle.measure, plot.idle),
+    "fold": (lambda: _rows(fold.measure, SIZES), plot.fold),
+    "throughput": (lambda: _rows(throughput.measure, ON_BROKERS), plot.throughput),
+    "broker-rounds": (lambda: _rows(brokers.rounds, ON_BROKERS), plot.broker_rounds),
+    "waiting": (lambda: _rows(many.waiting, ON_BROKERS), plot.waiting),
+    "uploading": (lambda: _rows(many.uploading, ON_BROKERS), plot.uploading),
+    "tls": (tls.measure, plot.tls),
+}
+
+
 def main() -> None:
-    wanted = sys.argv[1:] or ["rounds", "idle", "fold"]
+    """Those that are named, or all."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    if "rounds" in wanted:
-        keep("rounds", rounds.measure(), plot.rounds)
-    if "idle" in wanted:
-        keep("idle", idle.measure(), plot.idle)
-    if "fold" in wanted:
-        rows = []
-        for parameters, updates, runs in SIZES:
-            rows.append(fold.measure(parameters, updates, runs))
-            print(json.dumps(rows[-1]), flush=True)
-        keep("fold", {"rows": rows}, plot.fold)
+    for name in sys.argv[1:] or BENCHES:
+        measure, draw = BENCHES[name]
+        keep(name, measure(), draw)
 
 
-def keep(name: str, result: dict[str, Any], draw: Any) -> None:
+def _rows(measure: Callable[..., dict[str, Any]], settings: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    rows = []
+    for each in settings:
+        rows.append(measure(*each))
+        print(json.dumps(rows[-1]), flush=True)
+    return {"rows": rows}
+
+
+def keep(name: str, result: dict[str, Any], draw: Callable[[dict[str, Any], Path], None]) -> None:
     """Print a result, and write it with machine and date, and its picture."""
     document = {"bench": name, "date": datetime.now(UTC).isoformat(timespec="seconds")} | machine() | result
     print(json.dumps(document, indent=1), flush=True)

@@ -21,10 +21,21 @@ class Crediting(RuleBasedStateMachine):
         self.now_s = 0.0
         self.granted: dict[str, set[int]] = {}
 
-    @rule(device=st.sampled_from(DEVICES), chunks=st.integers(1, 40), size=st.sampled_from([100, 1000, 5000]))
-    def offer(self, device: str, chunks: int, size: int) -> None:
+    @rule(
+        device=st.sampled_from(DEVICES),
+        chunks=st.integers(1, 40),
+        size=st.sampled_from([100, 1000, 5000]),
+        window=st.sampled_from([1, GRANT_CHUNKS_MAX]),
+    )
+    def offer(self, device: str, chunks: int, size: int, window: int) -> None:
         self.granted.pop(device, None)
-        self.credits.offer(device, b"t", range(chunks), size, self.now_s)
+        self.credits.offer(device, b"t", range(chunks), size, self.now_s, window=window)
+        self.grant()
+
+    @rule(device=st.sampled_from(DEVICES), missing=st.sets(st.integers(0, 39)))
+    def say_what_is_missing(self, device: str, missing: set[int]) -> None:
+        self.credits.follow(device, b"t", missing, self.now_s)
+        self.granted[device] = self.granted.get(device, set()) & missing
         self.grant()
 
     @rule(device=st.sampled_from(DEVICES), index=st.integers(0, 39))
@@ -55,7 +66,7 @@ class Crediting(RuleBasedStateMachine):
         assert sum(bool(line.granted) for line in lines) <= TRANSFERS_MAX
         for line in lines:
             assert line.granted <= line.missing
-            assert len(line.granted) <= GRANT_CHUNKS_MAX
+            assert len(line.granted) <= line.window <= GRANT_CHUNKS_MAX
             assert len(line.granted) * line.chunk_bytes <= max(BYTES_MAX // SHARES, line.chunk_bytes)
 
     @invariant()
@@ -78,6 +89,33 @@ def test_a_silent_device_loses_its_credit_and_a_waiting_one_gets_it() -> None:
     assert account.grant(1.0) == []
     assert account.expire(61.0) == [("gone", b"1")]
     assert [grant.owner for grant in account.grant(61.0)] == ["here"]
+
+
+def test_shares_get_smaller_the_more_transfers_there_are() -> None:
+    account = Credits(bytes_max=64_000)
+    granted: dict[str, int] = {}
+    for number in range(32):
+        account.offer(f"d{number}", b"t", range(100), 1_000, 0.0)
+        granted |= {grant.owner: len(grant.chunks) for grant in account.grant(0.0)}
+    assert granted["d0"] == 8
+    assert sum(granted.values()) == 64
+    for index in range(8):
+        account.arrived("d0", b"t", index, 1.0)
+    (waiting, *_) = account.grant(1.0)
+    assert waiting.owner != "d0", "whoever waits longest comes first"
+    assert len(waiting.chunks) <= 2
+
+
+def test_a_receivers_window_grows_with_what_arrives() -> None:
+    account = Credits()
+    account.offer("d", b"t", range(100), 1_000, 0.0, window=1)
+    sizes, have = [], 0
+    for _ in range(6):
+        (grant,) = account.grant(0.0)
+        sizes.append(len(grant.chunks))
+        have += len(grant.chunks)
+        account.follow("d", b"t", range(have, 100), 0.0)
+    assert sizes == [1, 2, 4, 8, 16, 16]
 
 
 def test_grants_come_by_half_windows_not_by_single_chunks() -> None:

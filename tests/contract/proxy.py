@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Self
 
@@ -14,6 +15,8 @@ class Proxy:
         self.port = 0
         self.held = asyncio.Event()
         """Set once bytes arrived while stalled."""
+        self.passed_bytes = 0
+        """From the broker to clients."""
         self._target_port = target_port
         self._whole = True
         self._flowing = asyncio.Event()
@@ -90,11 +93,13 @@ class Proxy:
                 try:
                     async with asyncio.TaskGroup() as group:
                         back = group.create_task(self._pump_back(far_reader, writer))
-                        await self._pump(reader, far_writer)
+                        async for _ in self._pump(reader, far_writer):
+                            pass
                         if writer in self._detached:
                             await asyncio.wait([back])
                         elif far_writer.can_write_eof():
-                            far_writer.write_eof()
+                            with suppress(OSError):  # the broker may be gone, too
+                                far_writer.write_eof()
                 finally:
                     self._far.discard(far_writer)
                     far_writer.transport.abort()
@@ -106,14 +111,17 @@ class Proxy:
                 self._idle.set()
 
     async def _pump_back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._pump(reader, writer)
+        async for passed_bytes in self._pump(reader, writer):
+            self.passed_bytes += passed_bytes
         writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> AsyncIterator[int]:
+        """Until one side ends; what passed, piece by piece."""
         with suppress(OSError):
             while data := await reader.read(1 << 16):
                 if not self._flowing.is_set():
                     self.held.set()
                     await self._flowing.wait()
                 writer.write(data)
+                yield len(data)
                 await writer.drain()

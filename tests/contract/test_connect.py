@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.bus import BusError, Connected, Credentials
+from broker.bus import BusError, BusUndelivered, Connected, Credentials
 from broker.connect import connect
 from broker.filters import covers
 from broker.memory import MemoryBroker
 from broker.system import system_ports
+from tests.brokers import RabbitMQ
 from tests.contract.transports import PATIENCE_S, EmbeddedTransport
 from tests.contract.wire import CONNECT, ScriptedBroker
 
 ANN = Credentials("ann", "ann", "right")
+RIGHTS = ("configure", "write", "read")
 
 
 async def test_memory_finds_its_broker_by_name() -> None:
@@ -49,12 +51,13 @@ async def test_user_and_password_in_the_url_replace_the_given_ones() -> None:
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("amqp://h", "'amqp' is not supported"),
-        ("mqtts://h", "'mqtts' is not supported"),
+        ("http://h", "'http' is not supported"),
         ("h:1883", "'h' is not supported"),
         ("", "'' is not supported"),
-        ("mqtt://", "names no host"),
+        ("mqtt://", "mqtt: names no host"),
+        ("amqps://", "amqps: names no host"),
         ("mqtt://h:99999", "out of range"),
+        ("amqp://h..example", "no host name"),
         ("embedded:", "not a port"),
         ("embedded:0", "not a port"),
         ("embedded:x", "not a port"),
@@ -64,18 +67,65 @@ async def test_user_and_password_in_the_url_replace_the_given_ones() -> None:
 def test_a_url_that_nobody_understands_is_an_error_that_says_what_would_do(url: str, complaint: str) -> None:
     with pytest.raises(BusError, match=complaint) as caught:
         connect(url, ANN, [], ports=system_ports(), memory={"x": MemoryBroker()})
-    assert "embedded:PORT" in str(caught.value) or "mqtt://host:port" in str(caught.value)
+    assert "embedded:PORT" in str(caught.value) or "://host:port" in str(caught.value)
 
 
-def test_an_error_never_shows_the_password() -> None:
+@pytest.mark.parametrize("url", ["http://ann:geheim@h", "amqp://ann:geheim@h..x", "mqtt://ann:geheim@:x"])
+def test_an_error_never_shows_the_password(url: str) -> None:
     with pytest.raises(BusError) as caught:
-        connect("amqp://ann:geheim@h", ANN, [], ports=system_ports())
+        connect(url, ANN, [], ports=system_ports())
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "amqps"])
+def test_a_missing_library_is_an_error_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "broker.amqp", None)
+    with pytest.raises(BusError, match=r"aio-pika is not installed; `pip install 'fedbus\[coordinator\]'`"):
+        connect(f"{scheme}://h", ANN, [], ports=system_ports())
+
+
+def test_a_topic_that_amqp_cannot_carry_is_an_error_at_once() -> None:
+    with pytest.raises(BusError, match=r"topic a\.b/c: on AMQP a dot"):
+        connect("amqp://h", ANN, ["a.b/c"], ports=system_ports())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "port"), [("mqtt", 1883), ("mqtts", 8883), ("amqp", 5672), ("amqps", 5671)]
+)
+async def test_a_url_without_port_means_the_usual_one(scheme: str, port: int) -> None:
+    async with connect(f"{scheme}://127.0.0.1", ANN, [], ports=system_ports()) as bus:
+        assert bus.problem == f"broker 127.0.0.1:{port}: not connected yet"
+
+
+@pytest.mark.live
+async def test_an_amqp_url_may_name_a_virtual_host(rabbitmq: RabbitMQ) -> None:
+    rabbitmq.operator.call("PUT", "vhosts/press%2Fhall", {})
+    rabbitmq.operator.call("PUT", "permissions/press%2Fhall/guest", dict.fromkeys(RIGHTS, ".*"))
+    credentials = Credentials("ann", durable=False)
+    url = f"amqp://guest:guest@127.0.0.1:{rabbitmq.amqp}"
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        connect(f"{url}/press%2Fhall", credentials, ["t"], ports=system_ports()) as there,
+        connect(url, credentials, [], ports=system_ports()) as here,
+    ):
+        assert await anext(there.incoming()) == Connected(1)
+        with pytest.raises(BusUndelivered, match="nobody listens"):
+            await here.publish("t", b"x")
+        await there.publish("t", b"x")
 
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
-    [("broker.connect", "aiomqtt"), ("broker.embedded", "amqtt"), ("broker.mqtt", "amqtt")],
+    [
+        ("broker.connect", "aiomqtt"),
+        ("broker.connect", "aiormq"),
+        ("broker.connect", "ssl"),
+        ("broker.embedded", "amqtt"),
+        ("broker.mqtt", "amqtt"),
+        ("broker.mqtt", "aiormq"),
+    ],
 )
 def test_a_module_loads_no_library_before_it_is_needed(module: str, unwanted: str) -> None:
     script = f"import {module}, sys; print({unwanted!r} in sys.modules)"

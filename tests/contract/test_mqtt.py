@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from broker.bus import BusLost, BusRefused, Connected, Credentials
-from broker.mqtt import MqttBus
+from broker.bus import Bus, BusLost, BusRefused, Connected, Credentials
+from broker.mqtt import mqtt_bus
 from broker.system import system_ports
+from tests.contract.problems import problem
 from tests.contract.transports import PATIENCE_S, Peer
 from tests.contract.wire import CONNECT, DISCONNECT, PUBACK, PUBLISH, SUBSCRIBE, ScriptedBroker
 
@@ -20,10 +21,10 @@ async def broker() -> AsyncIterator[ScriptedBroker]:
         yield scripted
 
 
-def bus_to(broker: ScriptedBroker, *subscriptions: str) -> MqttBus:
+def bus_to(broker: ScriptedBroker, *subscriptions: str, durable: bool = True) -> Bus:
     ports = system_ports()
-    credentials = Credentials("press-07", "press-07", "right")
-    return MqttBus(
+    credentials = Credentials("press-07", "press-07", "right", durable=durable)
+    return mqtt_bus(
         "127.0.0.1", broker.port, credentials, subscriptions, clock=ports.clock, entropy=ports.entropy
     )
 
@@ -125,6 +126,51 @@ async def test_a_refusal_names_broker_user_and_remedy(broker: ScriptedBroker, co
             await Peer(bus).connected()
         with pytest.raises(BusRefused, match="press-07"):
             await bus.publish("t", b"x")
+
+
+async def test_a_broker_of_another_protocol_version_is_refused(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t") as bus:
+        wire = await broker.accept()
+        await wire.read(CONNECT)
+        wire.greet(1)
+        with pytest.raises(BusRefused, match=r"does not speak MQTT 3\.1\.1; use"):
+            await Peer(bus).connected()
+
+
+async def test_a_broker_that_hangs_up_on_a_message_leads_to_the_access_rules(broker: ScriptedBroker) -> None:
+    async with bus_to(broker) as bus:
+        wire = await broker.accept()
+        await wire.read(CONNECT)
+        wire.greet()
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(publish_in_vain(bus, "fedbus/other"))
+            await wire.read(PUBLISH)
+            wire.close()
+            told = await problem(bus, "the broker closed it before it answered for fedbus/other")
+        assert "check the access rules for user 'press-07'" in told
+        assert str(sending.result()) == told
+
+
+async def test_a_broker_that_just_goes_says_nothing_of_access_rules(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t") as bus:
+        wire = await broker.accept()
+        await wire.welcome()
+        await Peer(bus).connected()
+        wire.close()
+        assert "access" not in await problem(bus, "the connection broke: the broker closed it")
+
+
+async def publish_in_vain(bus: Bus, topic: str) -> BusLost:
+    with pytest.raises(BusLost) as caught:
+        await bus.publish(topic, b"x")
+    return caught.value
+
+
+async def test_a_session_that_is_not_durable_is_clean(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t", durable=False):
+        wire = await broker.accept()
+        connect = await wire.welcome()
+    assert connect[7] & 0x02, "clean session"
 
 
 async def test_a_broker_that_is_not_ready_yet_is_tried_again(broker: ScriptedBroker) -> None:

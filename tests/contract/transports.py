@@ -1,37 +1,28 @@
-"""The transports under test, behind one door, and what each can do."""
+"""The transports under test, behind one door."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Protocol
 
-from broker.bus import Bus, Connected, Credentials, Delivery
+from broker.amqp import amqp_bus
+from broker.bus import Bus, BusUndelivered, Connected, Credentials, Delivery
 from broker.embedded import EmbeddedBroker, write_user
 from broker.memory import MemoryBroker, MemoryBus
-from broker.mqtt import MqttBus
+from broker.mqtt import mqtt_bus
 from broker.ports import Ports
+from tests.brokers import Admit
+from tests.contract.capabilities import CAPABILITIES, WINDOW, Capabilities
 from tests.contract.proxy import Proxy
 
-PATIENCE_S = 30.0
-WINDOW = 8
+PATIENCE_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a transport promises beyond the common ground."""
-
-    redelivers: bool
-    """What was not acknowledged when the connection broke comes again."""
-
-
-CAPABILITIES = {
-    "memory": Capabilities(redelivers=True),
-    # amqtt forgets what is in flight when a connection ends.
-    "embedded": Capabilities(redelivers=False),
-}
+def numbered(count: int, size: int = 0) -> list[bytes]:
+    """Messages that tell their place."""
+    return [str(number).encode().ljust(size) for number in range(count)]
 
 
 class Peer:
@@ -44,6 +35,11 @@ class Peer:
     async def publish(self, topic: str, payload: bytes) -> None:
         async with asyncio.timeout(PATIENCE_S):
             await self.bus.publish(topic, payload)
+
+    async def publish_in_vain(self, topic: str, payload: bytes = b"") -> None:
+        """Where nobody listens: some brokers say so. Over MQTT, what was said before has then been read."""
+        with suppress(BusUndelivered):
+            await self.publish(topic, payload)
 
     async def connected(self) -> Connected:
         """The next `Connected`; deliveries before it are not expected."""
@@ -73,9 +69,17 @@ class Transport(Protocol):
     """Topics of this test begin so."""
 
     def join(
-        self, name: str, subscriptions: Sequence[str] = (), *, password: str = "right"
+        self,
+        name: str,
+        subscriptions: Sequence[str] = (),
+        *,
+        password: str = "right",
+        publish: Sequence[str] = ("#",),
     ) -> AbstractAsyncContextManager[Peer]:
-        """Connect as ``name``; leaving it, the broker has noticed that the client is gone."""
+        """Connect as ``name``, who may ``publish`` there.
+
+        Leaving it, the broker has noticed that the client is gone.
+        """
 
     async def cut(self, name: str) -> None:
         """Break the client's connection and refuse new ones; it has noticed on return."""
@@ -92,7 +96,12 @@ class MemoryTransport:
 
     @asynccontextmanager
     async def join(
-        self, name: str, subscriptions: Sequence[str] = (), *, password: str = "right"
+        self,
+        name: str,
+        subscriptions: Sequence[str] = (),
+        *,
+        password: str = "right",
+        publish: Sequence[str] = ("#",),
     ) -> AsyncIterator[Peer]:
         self._passwords[name] = "right"
         async with MemoryBus(self._broker, Credentials(name, name, password), subscriptions) as bus:
@@ -105,15 +114,20 @@ class MemoryTransport:
         self._broker.restore(name)
 
 
-class EmbeddedTransport:
-    """Clients of a real daemon; each goes through a proxy of its own."""
+class RealTransport:
+    """Clients of a real broker; each goes through a proxy of its own."""
 
-    def __init__(self, ports: Ports, daemon: EmbeddedBroker, number: int, stack: AsyncExitStack) -> None:
-        self.capabilities = CAPABILITIES["embedded"]
+    def __init__(
+        self, kind: str, ports: Ports, port: int, admit: Admit, number: int, stack: AsyncExitStack
+    ) -> None:
+        self.kind = kind
+        self.capabilities = CAPABILITIES[kind]
         self.root = f"fedbus/x{number}"
+        self.scheme = "amqp" if kind == "rabbitmq-amqp" else "mqtt"
         self.ports = ports
-        self.daemon = daemon
+        self.port = port
         self.proxies: dict[str, Proxy] = {}
+        self.admit = admit
         self._number = number
         self._stack = stack
 
@@ -121,21 +135,18 @@ class EmbeddedTransport:
         return f"{name}-{self._number}"
 
     def invite(self, name: str, publish: Sequence[str] = ("#",), subscribe: Sequence[str] = ("#",)) -> None:
-        write_user(
-            self.ports.files,
-            self.daemon.users_path,
-            self.user(name),
-            "right",
-            publish=publish,
-            subscribe=subscribe,
-            entropy=self.ports.entropy,
-        )
+        self.admit(self.user(name), "right", publish, subscribe)
 
     @asynccontextmanager
     async def join(
-        self, name: str, subscriptions: Sequence[str] = (), *, password: str = "right"
+        self,
+        name: str,
+        subscriptions: Sequence[str] = (),
+        *,
+        password: str = "right",
+        publish: Sequence[str] = ("#",),
     ) -> AsyncIterator[Peer]:
-        self.invite(name)
+        self.invite(name, publish)
         async with self.enter(name, subscriptions, password=password) as peer:
             yield peer
 
@@ -150,25 +161,55 @@ class EmbeddedTransport:
         wire: str = "",
     ) -> AsyncIterator[Peer]:
         """As `join`, for a user that was invited before (or not); ``wire`` names the proxy."""
-        wire = wire or name
-        if wire not in self.proxies:
-            self.proxies[wire] = await self._stack.enter_async_context(Proxy(self.daemon.port))
+        proxy = await self._proxy(wire or name)
         credentials = Credentials(self.user(name) + suffix, self.user(name), password)
-        async with MqttBus(
+        async with self._bus(proxy.port, credentials, subscriptions) as bus:
+            yield Peer(bus)
+        async with asyncio.timeout(PATIENCE_S):
+            await proxy.idle()
+
+    async def _proxy(self, wire: str) -> Proxy:
+        if wire not in self.proxies:
+            self.proxies[wire] = await self._stack.enter_async_context(Proxy(self.port))
+        return self.proxies[wire]
+
+    def _bus(self, port: int, credentials: Credentials, subscriptions: Sequence[str]) -> Bus:
+        bus = amqp_bus if self.scheme == "amqp" else mqtt_bus
+        return bus(
             "127.0.0.1",
-            self.proxies[wire].port,
+            port,
             credentials,
             subscriptions,
             clock=self.ports.clock,
             entropy=self.ports.entropy,
             window_deliveries=WINDOW,
-        ) as bus:
-            yield Peer(bus)
-        async with asyncio.timeout(PATIENCE_S):
-            await self.proxies[wire].idle()
+        )
+
+    async def url(self, name: str) -> str:
+        """For `broker.connect`, through the proxy of ``name``; the client id is the user."""
+        return f"{self.scheme}://{self.user(name)}:right@127.0.0.1:{(await self._proxy(name)).port}"
 
     async def cut(self, name: str) -> None:
         await self.proxies[name].cut()
 
     def restore(self, name: str) -> None:
         self.proxies[name].restore()
+
+
+class EmbeddedTransport(RealTransport):
+    """The embedded broker's daemon."""
+
+    def __init__(self, ports: Ports, daemon: EmbeddedBroker, number: int, stack: AsyncExitStack) -> None:
+        def admit(user: str, password: str, publish: Sequence[str], subscribe: Sequence[str]) -> None:
+            write_user(
+                ports.files,
+                daemon.users_path,
+                user,
+                password,
+                publish=publish,
+                subscribe=subscribe,
+                entropy=ports.entropy,
+            )
+
+        super().__init__("embedded", ports, daemon.port, admit, number, stack)
+        self.daemon = daemon

@@ -32,7 +32,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Case]:
 
 async def candidate(running: Case, token: Token) -> StandIn:
     """A device that is not enrolled yet, and is connected."""
-    device = StandIn(token, running.fed.broker, system_ports(), running.fed.directory)
+    device = StandIn(token, running.fed.dial, system_ports(), running.fed.directory)
     return await device.__aenter__()
 
 

@@ -109,6 +109,11 @@ async def test_a_device_with_many_offers_leaves_room_for_the_others(tmp_path: Pa
         offers = [await offered(running, running.rogue, granted=False) for _ in range(3 * DEVICE_SPOOLS_MAX)]
         await running.all_looked_at()
         await running.fed.until(lambda: len(running.spools()) == DEVICE_SPOOLS_MAX)
+        transfers = (await running.fed.command("status"))["transfers"]
+        assert (transfers["uploads"], transfers["offers_put_off"]) == (
+            DEVICE_SPOOLS_MAX,
+            2 * DEVICE_SPOOLS_MAX,
+        )
         await finished(await offered(running, running.honest), 0, 1, 2)
         assert len(running.spools()) == DEVICE_SPOOLS_MAX
         await finished(offers[0], 0, 1, 2)
@@ -177,6 +182,53 @@ def test_the_spool_of_a_cancelled_job_is_removed() -> None:
     virtual(body)
 
 
+async def test_an_offer_that_is_delivered_twice_is_answered_once(tmp_path: Path) -> None:
+    async with case(tmp_path / "c", count=CHUNKED_COUNT) as running:
+        offer = await offered(running, running.rogue)
+        await running.rogue.say_bytes(offer.envelope.to_bytes())
+        await running.all_looked_at()
+        await offer.again()
+        answers = [await told(running.rogue, e.OfferRead) for _ in range(2)]
+        assert answers[-1].seq == offer.envelope.order.seq
+        await finished(offer, 0, 1, 2)
+
+
+async def test_an_update_that_was_whole_and_not_recorded_when_the_coordinator_died_is_not_sent_again(
+    tmp_path: Path,
+) -> None:
+    async with case(tmp_path / "c", count=CHUNKED_COUNT) as running, asyncio.TaskGroup() as tasks:
+        offer = await offered(running, running.rogue)
+        uploads = running.fed.coordinator.intake.uploads
+        (upload,) = uploads._uploads.values()
+        for index, sealed in enumerate(offer.chunks):
+            upload.spool.accept(index, memoryview(sealed))
+        uploads._spools.keep(upload.begun)  # and dies
+        await running.fed.restart(tasks)
+        await offer.again()
+        await finished(offer)
+        await running.honest_update_folds(count=CHUNKED_COUNT)
+        await running.fed.stop()
+
+
+async def test_a_spool_whose_beginning_a_crash_tore_is_begun_anew(tmp_path: Path) -> None:
+    async with case(tmp_path / "c", count=CHUNKED_COUNT) as running, asyncio.TaskGroup() as tasks:
+        offer = await offered(running, running.rogue)
+        await offer.send(0)
+        await running.all_looked_at()
+        await running.fed.stop()
+        (spool,) = running.spools()
+        whole = spool.read_bytes()
+        body = whole.index(offer.envelope.body)
+        spool.write_bytes(
+            whole[:body] + bytes(len(offer.envelope.body)) + whole[body + len(offer.envelope.body) :]
+        )
+        await running.fed.restart(tasks)
+        await offer.again()
+        await told(running.rogue, e.Grant)
+        await finished(offer, 0, 1, 2)
+        await running.fed.stop()
+
+
 async def test_after_a_restart_a_spool_that_is_waited_for_is_gone_on_with(tmp_path: Path) -> None:
     async with case(tmp_path / "c", count=CHUNKED_COUNT) as running, asyncio.TaskGroup() as tasks:
         offer, silent = await offered(running, running.rogue), await offered(running, running.rogue)
@@ -194,13 +246,25 @@ async def test_after_a_restart_a_spool_that_is_waited_for_is_gone_on_with(tmp_pa
         await running.fed.stop()
 
 
-async def test_after_a_restart_a_spool_that_nobody_waits_for_is_removed(tmp_path: Path) -> None:
-    async with case(tmp_path / "c", count=CHUNKED_COUNT) as running, asyncio.TaskGroup() as tasks:
-        await offered(running, running.rogue)
-        (spool,) = running.spools()
-        (spool.parent / "torn.part").write_bytes(bytes(3))
-        await running.fed.command("cancel", job="job")
-        await running.fed.restart(tasks)
-        await running.all_looked_at()
-        assert running.spools() == []
-        await running.fed.stop()
+def test_after_a_restart_a_spool_that_nobody_waits_for_is_removed_unless_its_device_goes_on() -> None:
+    async def body(running: Case) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            goes_on, silent = await offered(running, running.rogue), await offered(running, running.honest)
+            await goes_on.send(0)
+            await running.all_looked_at()
+            folder = running.spools()[0].parent
+            torn = running.fed.ports.files.open(folder / "torn.part", create=True)
+            torn.append(bytes(3))
+            torn.close()
+            await running.fed.command("cancel", job="job")
+            await running.fed.restart(tasks)
+            await running.all_looked_at()
+            assert len(running.spools()) == 2
+            await goes_on.send(1, 2)  # it was granted them by the life before
+            assert (await told(running.rogue, e.Receipt)).digest == goes_on.envelope.digest
+            await asyncio.sleep(IDLE_S + 10)
+            assert running.spools() == []
+            assert silent.envelope.transfer != goes_on.envelope.transfer
+            await running.fed.stop()
+
+    virtual(body)

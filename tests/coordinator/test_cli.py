@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load
 
 from broker.journal import Journal
 from broker.system import system_ports
 from broker.worker import with_our_packages
 from coordinator.cli import main
-from coordinator.exporting import to_safetensors
 from coordinator.keystore import load_identity
-from schemas.models import Layout, Tensor
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -217,35 +213,3 @@ def test_a_demo_of_other_settings_is_not_gone_on_with(tmp_path: Path, capsys: Ca
     (tmp_path / "demo.json").write_text('{"devices": 5, "rounds": 20, "alpha": 0.3, "seed": 0, "broker": ""}')
     assert main(["demo", "--dir", str(tmp_path), "--seed", "4"]) == 2
     assert "holds a demo with --seed 0, not 4" in one_error_line(capsys)
-
-
-class Tied(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = torch.nn.Linear(3, 2, bias=False)
-        self.norm = torch.nn.BatchNorm1d(2)
-        self.decoder = torch.nn.Linear(3, 2, bias=False)
-        self.decoder.weight = self.encoder.weight
-
-
-def test_an_exported_model_loads_into_torch_with_tied_weights_under_each_name() -> None:
-    layout = Layout(
-        job="a",
-        tensors=[
-            Tensor("encoder.weight", [2, 3], "float32", "trained"),
-            Tensor("norm.weight", [2], "float32", "trained"),
-            Tensor("norm.bias", [2], "float32", "trained"),
-            Tensor("norm.running_mean", [2], "float32", "frozen"),
-            Tensor("norm.running_var", [2], "float32", "frozen"),
-            Tensor("norm.num_batches_tracked", [], "int64", "counter"),
-        ],
-        aliases={"decoder.weight": "encoder.weight"},
-    )
-    numbers = torch.arange(14, dtype=torch.float32)
-    model = numbers.numpy().tobytes() + (99).to_bytes(8, "little")
-    module = Tied()
-    module.load_state_dict(load(to_safetensors(layout, model, {"fedbus.job": "a"})), strict=True)
-    assert module.decoder.weight.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert module.norm.running_var is not None
-    assert module.norm.running_var.tolist() == [12, 13]
-    assert module.norm.num_batches_tracked == torch.tensor(99)

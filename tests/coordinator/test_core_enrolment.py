@@ -121,6 +121,13 @@ def test_after_a_restart_the_revoked_are_shut_out_again(drive: Drive) -> None:
     assert ordered(drive.restart(), ShutOut) == [ShutOut(PRESS)]
 
 
+def test_after_a_restart_one_that_was_invited_again_is_not_shut_out(drive: Drive) -> None:
+    drive.enrol(PRESS)
+    drive.revoke(PRESS)
+    drive.invite(PRESS)
+    assert ordered(drive.restart(), ShutOut) == []
+
+
 def test_a_member_is_not_invited_again(drive: Drive) -> None:
     drive.enrol(PRESS)
     with pytest.raises(CommandRefused, match=f"{PRESS} is enrolled already.*revoke {PRESS}"):

@@ -10,7 +10,9 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from edge_agent.tasks.vision import VisionConfig, parsed
+from edge_agent.tasks import Task
+from edge_agent.tasks.tabular import TabularConfig, TabularTask
+from edge_agent.tasks.vision import VisionConfig, VisionTask
 from schemas.jobs import JobSpec, LocalSettings, parse_job
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
@@ -18,7 +20,9 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "The job": JobSpec,
     "Local training": LocalSettings,
     "Vision": VisionConfig,
+    "Tabular": TabularConfig,
 }
+TASKS: Final[dict[str, type[Task]]] = {"vision": VisionTask, "tabular": TabularTask}
 EXAMPLES: Final = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 FIELDS: Final = [
     pytest.param(title, field, id=f"{title}-{field.name}")
@@ -83,12 +87,28 @@ def test_a_field_stands_on_the_page_with_its_bounds(title: str, field: msgspec.s
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_an_example_is_a_job_that_its_task_takes(text: str) -> None:
     spec = parse_job(tomllib.loads(text))
-    assert spec.task == "vision"
-    assert parsed(spec.config).classes == 10
+    TASKS[spec.task](spec.config)
+
+
+def example(name: str) -> dict[str, Any]:
+    """The job of this name."""
+    return next(job for job in map(tomllib.loads, EXAMPLES) if job["name"] == name)
+
+
+def names(struct: type[msgspec.Struct]) -> set[str]:
+    return {field.name for field in msgspec.structs.fields(struct)}
 
 
 def test_the_full_example_sets_every_field() -> None:
-    document = tomllib.loads(EXAMPLES[-1])
-    assert set(document) == {field.name for field in msgspec.structs.fields(JobSpec)}
-    for table, struct in (("config", VisionConfig), ("local", LocalSettings)):
-        assert set(document[table]) == {field.name for field in msgspec.structs.fields(struct)}
+    document = example("defects-2")
+    assert set(document) == names(JobSpec)
+    assert set(document["config"]) == names(VisionConfig)
+    assert set(document["local"]) == names(LocalSettings)
+
+
+def test_the_tabular_example_sets_every_field_and_fits_the_file_beside_it(tmp_path: Path) -> None:
+    job = parse_job(example("pumps"))
+    assert set(job.config) == names(TabularConfig)
+    (rows,) = re.findall(r"^```csv\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "pumps.csv").write_text(rows)
+    assert TabularTask(job.config).load(tmp_path / "pumps.csv").y.tolist() == [0, 1, 0]

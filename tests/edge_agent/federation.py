@@ -25,6 +25,7 @@ from schemas.envelope import (
 from schemas.events import (
     Event,
     FromDevice,
+    ModelOffer,
     TrainingRequest,
     Update,
     decode_from_device,
@@ -209,6 +210,18 @@ class Federation:
             update_key=update_key.public,
             chunk_bytes=4096,
             deadline_s=60.0,
+        )
+
+    def offer(self, model: Model, *, state: str = "finished", signer: SigningKey | None = None) -> ModelOffer:
+        return ModelOffer(
+            job=model.layout.job,
+            version=model.manifest.version,
+            state=state,
+            manifest=sign_manifest(model.manifest, signer or self.online),
+            layout=sign_layout(model.layout, self.online),
+            task="vision",
+            config={"hidden": 8},
+            job_key=model.job_key,
         )
 
 

@@ -20,7 +20,8 @@ from edge_agent.presence import bus_for
 from edge_agent.sealer import open_model, seal_update
 from schemas import chunks, envelope, work
 from schemas import events as e
-from schemas.ids import DeviceId
+from schemas.ids import DeviceId, model_request_id
+from schemas.jobs import JOB_RUNNING
 from schemas.keys import BoxKey
 from schemas.models import Layout, Tensor
 from schemas.topics import all_up, down
@@ -100,8 +101,11 @@ class Coordinator:
         self.offers: list[envelope.Envelope] = []
         self.chunks: dict[bytes, dict[int, bytes]] = {}
         self.models: dict[bytes, Model] = {}
+        self.newest: dict[str, e.ModelOffer] = {}
         self.closed: list[e.RequestRef] = []
         self.answers_state = True
+        self.answers_models = True
+        self.held: set[bytes] = set()  # transfers whose chunks are not sent
         self.grants = True
         self.receipts = True
         self._changed = asyncio.Event()
@@ -114,10 +118,12 @@ class Coordinator:
                 if arrival.payload.startswith(chunks.MAGIC):
                     chunk = chunks.parse_chunk(arrival.payload)
                     self.chunks.setdefault(chunk.transfer, {})[chunk.index] = bytes(chunk.sealed)
-                    await self._offered(self.offers[-1])
+                    if len(self.chunks[chunk.transfer]) % 4 == 0:
+                        await self._offered(self.offers[-1])
                 elif (parsed := envelope.parse(arrival.payload)).clear.recipient == UPDATE_KEY.id:
                     parsed.check_signature(self.device.signing.public)
                     self.offers.append(parsed)
+                    await self.send(e.OfferRead(transfer=parsed.transfer, seq=parsed.order.seq))
                     await self._offered(parsed)
                 else:
                     event = self.federation.read(self.device, arrival.payload)
@@ -137,7 +143,16 @@ class Coordinator:
 
     async def request(self, model: Model, number: int = 1) -> bytes:
         self.models[model.manifest.transfer()] = model
+        self.newest[model.layout.job] = self.federation.offer(model, state=JOB_RUNNING)
         return await self.send(self.federation.request(model, UPDATE_KEY, number=number))
+
+    async def end(self, model: Model, state: str = "finished", *, told: bool = True) -> None:
+        """The job is over; ``model`` is its last version."""
+        self.models[model.manifest.transfer()] = model
+        self.newest[model.layout.job] = self.federation.offer(model, state=state)
+        if told:
+            job, version = model.layout.job, model.manifest.version
+            await self.send(e.JobFinished(job=job, state=state, version=version))
 
     async def until(self, happened: Callable[[], object]) -> None:
         """Wait until something said makes ``happened`` true."""
@@ -166,18 +181,23 @@ class Coordinator:
         match event:
             case e.StateRequest() if self.answers_state:
                 await self.send(e.StateReply(requests=[], closed=self.closed))
-            case e.ChunkPull():
+            case e.ModelRequest() if self.answers_models:
+                await self.send(self._newest(event.job))
+            case e.ChunkPull() if event.transfer not in self.held:
                 model = self.models[event.transfer]
                 for index in event.chunks:
                     await self.send_raw(chunks.pack_chunk(event.transfer, index, model.sealed[index]))
             case e.ChallengeAnswer():
                 await self.send(e.Enrolled())
 
+    def _newest(self, job: str) -> e.Event:
+        return self.newest.get(job) or e.Refusal(code="closed", text="", transfer=model_request_id(job))
+
     async def _offered(self, offer: envelope.Envelope) -> None:
         have = self.chunks.setdefault(offer.transfer, {})
         missing = [index for index in range(offer.clear.chunks) if index not in have]
         if missing:
-            if self.grants and len(have) % 4 == 0:
+            if self.grants:
                 await self.send(e.Grant(transfer=offer.transfer, chunks=missing[:4]))
         elif self.receipts:
             opened = envelope.open_envelope(offer, UPDATE_KEY, self.federation.id)
@@ -245,6 +265,11 @@ class Party:
 
     def names(self, folder: str) -> list[str]:
         return self.machine.files.names(HERE / folder)
+
+    def models(self) -> list[tuple[str, int]]:
+        """Job and version of what is here, whole."""
+        parts = [name.split(".") for name in self.names("models")]
+        return sorted((part[0], int(part[1])) for part in parts if len(part) == 3)
 
 
 async def eventually(happened: Callable[[], object]) -> None:

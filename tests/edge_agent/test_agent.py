@@ -48,8 +48,8 @@ def test_after_each_connection_the_device_says_who_it_is_and_what_it_holds() -> 
             coordinator.receipts = False
             await coordinator.request(tiny_model(party.federation))
             await settled(party, RequestState.MADE)
-            party.broker.disconnect(party.identity.device)
-            party.broker.restore(party.identity.device)
+            party.broker.disconnect(party.identity.credentials().client_id)
+            party.broker.restore(party.identity.credentials().client_id)
             await coordinator.until(lambda: len(coordinator.heard(e.StateRequest)) == 2)
             status = coordinator.heard(e.DeviceStatus)[-1]
             assert isinstance(status, e.DeviceStatus)
@@ -140,7 +140,9 @@ def test_a_broken_connection_resumes_pull_and_upload_where_they_were() -> None:
     async def play() -> None:
         party = Party()
         async with asyncio.TaskGroup() as group:
-            breaking = group.create_task(breaks(party.broker, party.identity.device), name="breaks")
+            breaking = group.create_task(
+                breaks(party.broker, party.identity.credentials().client_id), name="breaks"
+            )
             async with party.coordinator() as coordinator, party.device():
                 model = tiny_model(party.federation, count=LARGE)
                 await coordinator.request(model)
@@ -149,13 +151,13 @@ def test_a_broken_connection_resumes_pull_and_upload_where_they_were() -> None:
                 assert len(party.worker.orders) == 1
             breaking.cancel()
 
-    async def breaks(broker: MemoryBroker, device: str) -> None:
+    async def breaks(broker: MemoryBroker, client: str) -> None:
         while True:
             for _ in range(7):
                 await asyncio.sleep(0)
-            broker.disconnect(device)
+            broker.disconnect(client)
             await asyncio.sleep(1)
-            broker.restore(device)
+            broker.restore(client)
 
     run(play)
 
@@ -171,10 +173,10 @@ def test_chunks_that_are_here_are_not_pulled_again_after_a_restart() -> None:
             before = len(coordinator.heard(e.ChunkPull))
             async with party.device():
                 await settled(party, RequestState.RECEIPTED)
-            first = [i for p in coordinator.heard(e.ChunkPull)[:before] for i in pulled(p)]
-            later = [i for p in coordinator.heard(e.ChunkPull)[before:] for i in pulled(p)]
+            first = {i for p in coordinator.heard(e.ChunkPull)[:before] for i in pulled(p)}
+            later = {i for p in coordinator.heard(e.ChunkPull)[before:] for i in pulled(p)}
             assert 0 < len(later) < len(model.sealed)
-            assert set(first) | set(later) == set(range(len(model.sealed)))
+            assert first | later == set(range(len(model.sealed)))
 
     run(play)
 

@@ -8,6 +8,7 @@ import pytest
 
 from edge_agent.app import RevokedHere
 from edge_agent.ledger import RequestState
+from edge_agent.trainer import TOLD
 from schemas import events as e
 from schemas import work
 from tests.edge_agent.federation import JOB
@@ -52,7 +53,7 @@ def test_a_request_that_the_coordinator_closed_is_not_trained_on() -> None:
     run(play)
 
 
-def test_a_finished_job_leaves_neither_requests_nor_models_but_its_updates_are_still_sent() -> None:
+def test_a_finished_job_leaves_no_requests_and_one_model_and_its_updates_are_still_sent() -> None:
     async def play() -> None:
         party = Party()
         async with party.coordinator() as coordinator, party.device():
@@ -64,7 +65,7 @@ def test_a_finished_job_leaves_neither_requests_nor_models_but_its_updates_are_s
             await asyncio.sleep(10)
             await coordinator.send(e.JobFinished(job=JOB, state="cancelled", version=1))
             await settled(party, None, number=2)
-            assert (alive(party), party.names("models"), party.names("requests")) == (0, [], [])
+            assert (alive(party), party.models(), party.names("requests")) == (0, [(JOB, 0)], [])
             offered = len(coordinator.offers)
             await coordinator.until(lambda: len(coordinator.offers) > offered)
             await coordinator.receipt()
@@ -112,18 +113,16 @@ def declined(coordinator: Coordinator) -> e.Decline:
     return decline
 
 
-def test_a_problem_of_the_worker_is_told_and_told_again_but_not_tried_again() -> None:
+def test_a_problem_of_the_worker_is_told_without_its_data_and_told_again_but_not_tried_again() -> None:
     async def play() -> None:
         party = Party()
-        party.worker.answer = lambda order: work.problem("data", "the file is empty")
+        party.worker.answer = lambda order: work.problem("data", "line 3: 'Smith' is no number")
         async with party.coordinator() as coordinator, party.device():
             model = tiny_model(party.federation)
             await coordinator.request(model)
             await settled(party, RequestState.DECLINED)
             await coordinator.until(lambda: coordinator.heard(e.Decline))
-            assert declined(coordinator) == e.Decline(
-                job=JOB, request=1, reason="data", text="the file is empty"
-            )
+            assert declined(coordinator) == e.Decline(job=JOB, request=1, reason="data", text=TOLD)
             await coordinator.request(model)
             await coordinator.until(lambda: len(coordinator.heard(e.Decline)) == 2)
             assert coordinator.said[-1] == declined_first(coordinator)
@@ -189,7 +188,7 @@ def test_of_a_job_the_two_newest_models_are_kept() -> None:
             for number in range(1, 5):
                 await coordinator.request(tiny_model(party.federation, version=number), number=number)
                 await settled(party, RequestState.RECEIPTED, number=number)
-            assert [name.split(".")[:2] for name in party.names("models")] == [[JOB, "3"], [JOB, "4"]]
+            assert party.models() == [(JOB, 3), (JOB, 4)]
 
     run(play)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from edge_agent.config import Config, ConfigError, Policy, load
-from tests.edge_agent.federation import put
+from broker.bus import Tls
+from edge_agent.config import Config, ConfigError, Policy, keep, load
+from edge_agent.presence import credentials
+from tests.edge_agent.federation import Federation, put
 from tests.edge_agent.party import HERE
 from tests.sim.machine import SimFiles
 
@@ -53,7 +57,11 @@ def test_the_environment_comes_first() -> None:
 @pytest.mark.parametrize(
     ("text", "environ", "words"),
     [
-        ("brokers = 1", {}, ["agent.toml: brokers", "broker, worker_idle_s, policy, data"]),
+        (
+            "brokers = 1",
+            {},
+            ["agent.toml: brokers", "broker, ca, certificate, key, worker_idle_s", "policy, data"],
+        ),
         ("[policy]\ntask = []", {}, ["policy.task is not", "tasks, power"]),
         ("[policy]\ncpu_share = 0", {}, ["agent.toml", "$.policy.cpu_share"]),
         ("[policy]\npower = 'sun'", {}, ["$.policy.power", "sun"]),
@@ -69,3 +77,22 @@ def test_what_can_not_be_used_is_named(text: str, environ: dict[str, str], words
         loaded(text, environ)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_the_files_that_enrolment_kept_are_used_until_others_are_named() -> None:
+    files = SimFiles()
+    put(files, HERE / "agent.toml", b'ca = "other.pem"\n')
+    keep(files, HERE, {"ca": b"", "certificate": b"own", "key": b"secret"})
+    config = load(files, HERE, {"FEDBUS_KEY": "/etc/key.pem"})
+    wanted = str(HERE / "other.pem"), str(HERE / "client.crt"), "/etc/key.pem"
+    assert (config.ca, config.certificate, config.key) == wanted
+
+
+def test_a_device_trusts_the_authority_of_its_token_or_of_its_owner() -> None:
+    files, own = SimFiles(), replace(Federation().member(), ca="from the token")
+    assert credentials(own, Config(), files).tls == Tls(ca="from the token")
+    put(files, HERE / "ca.pem", b"from the owner")
+    mine = Config(ca=str(HERE / "ca.pem"), certificate="/own.crt", key="/own.key")
+    assert credentials(own, mine, files).tls == Tls("from the owner", Path("/own.crt"), Path("/own.key"))
+    with pytest.raises(ConfigError, match=r"setting ca: .*gone\.pem.*name the PEM file"):
+        credentials(own, Config(ca=str(HERE / "gone.pem")), files)

@@ -8,10 +8,12 @@ from dataclasses import replace as replaced
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from edge_agent import enrol, identity
 from edge_agent.identity import Identity
+from schemas.codec import pack
 from schemas.enrolment import Token
 from schemas.envelope import parse
 from schemas.errors import TokenRefused
@@ -100,6 +102,24 @@ def test_a_refusal_ends_the_enrolment_with_the_coordinators_words() -> None:
         run(lambda: enrolled(machine, federation.token(), bus))
     with pytest.raises(identity.IdentityError, match="the enrolment was not finished"):
         identity.load(machine.files, HERE)
+
+
+def test_the_authority_of_the_token_is_kept() -> None:
+    federation, machine = Federation(), sim_machine()
+    token = replace(federation.token(), version=2, ca="PEM")
+    own = run(lambda: enrolled(machine, token, AnsweringBus(federation)))
+    assert own.ca == "PEM"
+    assert own.credentials().tls.ca == "PEM"
+
+
+def test_an_identity_from_before_there_were_authorities_is_read() -> None:
+    federation, machine = Federation(), sim_machine()
+    own = run(lambda: enrolled(machine, federation.token(), AnsweringBus(federation)))
+    fields = to_builtins(own, builtin_types=(bytes,))
+    del fields["ca"]
+    machine.files.open(HERE / "identity").truncate(0)
+    machine.files.open(HERE / "identity").append(pack(fields))
+    assert identity.load(machine.files, HERE) == own
 
 
 def test_garbage_in_place_of_a_welcome_changes_nothing() -> None:

@@ -1,10 +1,14 @@
-"""Orders for real workers, and tiny data: what the tests of worker and link share."""
+"""Orders for real workers, and small helpers: what the tests of worker, link and tasks share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from broker.worker import WorkerLink
+from edge_agent.tasks import Task
 from schemas import work
 from schemas.jobs import LocalSettings, TaskConfig
 from schemas.keys import BoxKey
@@ -14,6 +18,19 @@ from tests.edge_agent.federation import JOB, Federation, Model
 CONFIG: TaskConfig = {"shape": [4, 4], "classes": 3, "hidden": 32, "scale": 16.0}
 LOCAL = LocalSettings(epochs=2, batch_size=8, learning_rate=0.1, momentum=0.9, seed=3)
 READER = BoxKey.from_secret(bytes(range(32)))
+
+
+def no_pace() -> None:
+    """A device that is never throttled."""
+
+
+def built(task: Task, seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return task.build()
+
+
+def bits(model: nn.Module) -> bytes:
+    return b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters())
 
 
 async def made(link: WorkerLink, tmp_path: Path, task: str = "vision", config: TaskConfig = CONFIG) -> Model:
@@ -43,4 +60,5 @@ def train_order(model: Model, tmp_path: Path, data: Path, inline_max: int = INLI
         chunk_bytes=4096,
         out_dir=str(out),
         inline_max=inline_max,
+        device="cpu",
     )

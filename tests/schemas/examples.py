@@ -109,6 +109,11 @@ TOKEN = Token(
     urls=["mqtts://broker.example.org:8883"],
     password="correct-horse",
 )
+CA = """-----BEGIN CERTIFICATE-----
+MIIBAQ==
+-----END CERTIFICATE-----
+"""
+TOKEN_CA = msgspec.structs.replace(TOKEN, version=2, ca=CA)
 JOIN = Join(
     federation=FEDERATION,
     root=ROOT.public,
@@ -138,6 +143,17 @@ TRAINING_REQUEST = e.TrainingRequest(
     deadline_s=600.0,
 )
 
+MODEL_OFFER = e.ModelOffer(
+    job=JOB,
+    version=MANIFEST.version,
+    state="finished",
+    manifest=TRAINING_REQUEST.manifest,
+    layout=TRAINING_REQUEST.layout,
+    task=TRAINING_REQUEST.task,
+    config=TRAINING_REQUEST.config,
+    job_key=JOB_KEY,
+)
+
 FROM_DEVICE: tuple[e.Event, ...] = (
     e.ChallengeAnswer(challenge=CHALLENGE),
     e.DeviceStatus(
@@ -153,17 +169,20 @@ FROM_DEVICE: tuple[e.Event, ...] = (
     e.Decline(job=JOB, request=7, reason="data", text="data set vision is empty"),
     e.ChunkPull(transfer=MANIFEST.transfer(), chunks=[0, 1]),
     UPDATE,
+    e.ModelRequest(job=JOB),
 )
 EITHER: tuple[e.Event, ...] = (e.Refusal(code="forged", text="the signature does not hold"),)
 FROM_COORDINATOR: tuple[e.Event, ...] = (
     e.Enrolled(),
     e.StateReply(requests=[e.RequestRef(JOB, 8)], closed=[e.RequestRef(JOB, 7)]),
     TRAINING_REQUEST,
+    e.OfferRead(transfer=TRANSFER, seq=43),
     e.Grant(transfer=TRANSFER, chunks=[0, 2]),
     e.Bitmap(transfer=TRANSFER, have=bitmap({0, 9, 17})),
     e.Receipt(job=JOB, request=7, digest=secret("body"), index=1234, head=secret("journal head")),
     e.Verdict(job=JOB, request=7, folded=True, reason="", round=2),
     e.JobFinished(job=JOB, state="completed", version=13),
+    MODEL_OFFER,
     e.Stale(high=5000, transfer=TRANSFER),
     e.Revoked(reason="sold"),
 )

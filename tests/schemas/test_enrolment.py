@@ -59,9 +59,22 @@ def token_text(packed: bytes) -> str:
     return base64.urlsafe_b64encode(packed + _checksum(packed)).decode().rstrip("=")
 
 
-@given(token=values(Token, version=st.just(1)))
+@given(token=values(Token, version=st.just(1), ca=st.just("")))
 def test_a_token_is_read_as_it_was_printed(token: Token) -> None:
     assert token_from_text(token_to_text(token)) == token
+
+
+@given(token=values(Token, version=st.just(2)).filter(lambda token: bool(token.ca)))
+def test_a_token_with_an_authority_is_read_as_it_was_printed(token: Token) -> None:
+    assert token_from_text(token_to_text(token)) == token
+
+
+@pytest.mark.parametrize(("version", "ca"), [(1, "PEM"), (2, "")])
+def test_a_token_whose_version_does_not_fit_its_fields_is_refused(version: int, ca: str) -> None:
+    odd = msgspec.structs.replace(TOKEN, version=version, ca=ca)
+    for text in (token_text(pack(odd)), token_to_text(odd)):
+        with pytest.raises(TokenRefused):
+            token_from_text(text)
 
 
 @pytest.mark.parametrize("form", ["  {}\n", "{}\r\n", "\t{}"])
@@ -93,10 +106,10 @@ def test_a_token_with_something_behind_it_is_refused(extra: str) -> None:
 
 
 def test_a_token_of_another_version_is_refused_by_name() -> None:
-    with pytest.raises(TokenRefused, match="version 2"):
-        token_from_text(token_text(pack(msgspec.structs.replace(TOKEN, version=2))))
+    with pytest.raises(TokenRefused, match="version 3"):
+        token_from_text(token_text(pack(msgspec.structs.replace(TOKEN, version=3))))
     with pytest.raises(TokenRefused, match="another version"):
-        token_from_text(token_text(msgpack.packb([2, "another form"])))
+        token_from_text(token_text(msgpack.packb([3, "another form"])))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +124,7 @@ def test_a_token_of_another_version_is_refused_by_name() -> None:
         ("urls", []),
         ("urls", ["mqtt://a"] * 9),
         ("password", "p" * 501),
+        ("ca", "c" * 2049),
     ],
 )
 def test_a_token_with_a_field_out_of_bounds_is_refused(field: str, value: Any) -> None:

@@ -24,6 +24,7 @@ from tests.schemas.examples import (
     MANIFEST,
     MODEL,
     TOKEN,
+    TOKEN_CA,
     TRANSFER,
     UPDATE,
     WELCOME,
@@ -82,6 +83,7 @@ def test_the_frozen_join_and_welcome_are_read() -> None:
 
 def test_the_frozen_token_is_read() -> None:
     assert token_from_text(VECTORS["enrolment"]["token_text"]) == TOKEN
+    assert token_from_text(VECTORS["enrolment"]["token_ca_text"]) == TOKEN_CA
 
 
 def test_the_frozen_model_is_read() -> None:

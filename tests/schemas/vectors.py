@@ -1,8 +1,8 @@
-"""Golden vectors of protocol version 1. ``python -m tests.schemas.vectors`` writes vectors.json anew.
+"""Golden vectors of protocol version 1. ``python -m tests.schemas.vectors`` adds those of new events.
 
-Do that for a new protocol version only: what is in the file is what other agents were built against.
-Sealed boxes hold an ephemeral key, so those were made once and are kept under ``sealed``; everything
-else is computed from fixed keys and must come out the same, byte for byte.
+What is in the file is what other agents were built against: none of it changes, but for a new protocol
+version. Sealed boxes hold an ephemeral key, so those were made once and are kept under ``sealed``;
+everything else is computed from fixed keys and must come out the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 from schemas import topics
 from schemas.chunks import bitmap, pack_chunk
 from schemas.codec import pack
-from schemas.enrolment import seal_join, seal_welcome, token_to_text
+from schemas.enrolment import pack_token, seal_join, seal_welcome, token_to_text
 from schemas.envelope import Order, Seal, Sealed, content_key, new_clear, seal, sign
 from schemas.events import encode_event
+from schemas.ids import model_request_id
 from schemas.keys import BoxKey, Kind, SigningKey, sign_struct
 from schemas.limits import CHUNK_BYTES_MIN
 from schemas.models import key_commitment, model_key, sign_layout, sign_manifest
@@ -35,6 +36,7 @@ from tests.schemas.examples import (
     LAYOUT,
     MANIFEST,
     TOKEN,
+    TOKEN_CA,
     TRANSFER,
     UPDATE,
     WELCOME,
@@ -81,6 +83,7 @@ def build(sealed: Section) -> dict[str, Section]:
         "small": {
             "bitmap_0_9_17": bitmap({0, 9, 17}).hex(),
             "chunk_message": pack_chunk(TRANSFER, 258, b"sixteen bytes + 1").hex(),
+            "model_request_id": model_request_id(JOB).hex(),
             "topic_up": topics.up(p.FEDERATION, p.DEVICE_ID),
             "topic_down": topics.down(p.FEDERATION, p.DEVICE_ID),
         },
@@ -171,7 +174,9 @@ def _enrolment() -> Section:
     packed = pack(JOIN)
     return {
         "token_text": token_to_text(TOKEN),
-        "token": pack(TOKEN).hex(),
+        "token": pack_token(TOKEN).hex(),
+        "token_ca_text": token_to_text(TOKEN_CA),
+        "token_ca": pack_token(TOKEN_CA).hex(),
         "join": packed.hex(),
         "join_sha256": JOIN.digest().hex(),
         "join_by_token": p.TOKEN_KEY.sign(Kind.JOIN_TOKEN, packed).hex(),
@@ -183,4 +188,5 @@ def _enrolment() -> Section:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(build(fresh_sealed()), indent=1) + "\n")
+    boxes = load()["sealed"] if FILE.exists() else fresh_sealed()
+    FILE.write_text(json.dumps(build(boxes), indent=1) + "\n")

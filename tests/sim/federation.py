@@ -11,18 +11,15 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from unittest import mock
-
-import numpy as np
+from typing import Any
 
 from broker.bus import Bus, Credentials
 from broker.faults import FaultPlan, Faults, FaultyBus
 from broker.memory import MemoryBroker, MemoryBus
-from coordinator.access import OwnersAccess
+from coordinator.access import ListedAccess, UnmanagedUsers
 from coordinator.app import Coordinator
 from coordinator.config import Config as CoordinatorConfig
 from coordinator.config import load_config
@@ -33,17 +30,19 @@ from coordinator.turn import CommandRefused
 from edge_agent.app import Agent
 from edge_agent.config import Config, Policy
 from edge_agent.enrol import enrol, prepare
+from edge_agent.identity import load
+from edge_agent.kept import Shelf
 from edge_agent.ledger import RequestState, read_ledger
-from edge_agent.sealer import open_model, seal_update
-from schemas import topics, work
+from edge_agent.lives import live
+from schemas import topics
 from schemas.enrolment import Token, token_from_text
-from schemas.events import Update, Vector
 from schemas.ids import COORDINATOR
-from schemas.models import DELTA
+from schemas.limits import CHUNK_BYTES_CHOSEN_MIN
 from tests.sim import virtual_loop
 from tests.sim.machine import SimEntropy, SimMachine, SimProcess, SimSpawn
 from tests.sim.party import Party, SlowOffload, SlowProcess
-from tests.standin import TASK, maker, spec
+from tests.standin import TASK, spec
+from tests.workers import maker, trainer
 
 DEVICES = 5
 ROUNDS = 4
@@ -65,11 +64,13 @@ class Outcome:
 
 
 class World:
-    """One seed's federation."""
+    """One seed's federation. ``power_cuts`` is the part of the crashes that loses what was not synced."""
+
+    power_cuts = 0.5
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.count = self.rng.choice((50, 20_000))  # inline, or five chunks
+        self.count = self.rng.choice((50, 80_000))  # inline, or five chunks
         self.broker = MemoryBroker()
         self.home = Path("/fedbus")
         self.plan = FaultPlan(
@@ -87,7 +88,7 @@ class World:
 
     def _device_machine(self, seed: int, index: int) -> SimMachine:
         draw = random.Random(f"{seed}:{index}")
-        spawn = SimSpawn(lambda argv, env: SlowProcess(self._trainer(machine, draw), draw))
+        spawn = SimSpawn(lambda argv, env: SlowProcess(trainer(machine.ports, self.count, draw), draw))
         offload = SlowOffload(draw)
         machine = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed * 1_000 + index + 1))
         machine.files.make_dir(Path("/"))
@@ -98,50 +99,21 @@ class World:
         machine.files.sync_dir(Path("/"))
         return machine
 
-    def _trainer(self, machine: SimMachine, draw: random.Random) -> Callable[[bytes], bytes | None]:
-        def answer(data: bytes) -> bytes | None:
-            order = work.decode_order(data[work.FRAME.size :])
-            assert isinstance(order, work.Train)
-            open_model(machine.files, order)
-            delta = np.full(self.count, draw.gauss(0.0, 1.0), "<f4")
-            update = Update(
-                job=order.manifest.job,
-                request=order.request,
-                base=order.manifest.model,
-                vectors=[Vector(DELTA, self.count)],
-                samples=draw.randint(1, 100),
-                steps=1,
-                train_s=0.0,
-                metrics={},
-                evaluation={},
-                content=sha256(delta.tobytes()).digest(),
-            )
-            sealed = seal_update(machine.ports, order, update, memoryview(delta.tobytes()))
-            return work.encode(
-                work.Trained(
-                    clear=sealed.clear,
-                    seal=sealed.seal,
-                    samples=update.samples,
-                    steps=1,
-                    train_s=0.0,
-                    metrics={},
-                    evaluation={},
-                )
-            )
-
-        return answer
-
     def bus(self, name: str, topic: str) -> Bus:
         inner = MemoryBus(self.broker, Credentials(name), [topic])
         plan = self.calm if self.quiet else self.plan
         return FaultyBus(inner, random.Random(self.rng.random()), plan)
+
+    async def weather(self) -> None:
+        """What befalls connections, until it is to be quiet."""
 
     async def serve(self) -> None:
         ports = self.center.ports
         identity = load_identity(ports.files, self.home)
         bus = self.bus(COORDINATOR, topics.all_up(identity.federation))
         config = load_config(ports.files, self.home, {})
-        self.serving = Coordinator(self.home, config, identity, ports, bus, OwnersAccess())
+        access = ListedAccess(ports, self.home, UnmanagedUsers())
+        self.serving = Coordinator(self.home, config, identity, ports, bus, access)
         try:
             await self.serving.run(listen=False)
         finally:
@@ -157,11 +129,15 @@ class World:
             if not identity.active:
                 topic = identity.down_topic
                 identity = await enrol(ports, directory, identity, self.bus(name, topic))
-            agent_bus = self.bus(name, identity.down_topic)
-            agent = Agent(directory, config, ports, agent_bus, identity, installed=lambda: [TASK])
+
+            def agent() -> Agent:
+                newest = load(ports.files, directory)
+                bus = self.bus(name, newest.down_topic)
+                return Agent(directory, config, ports, bus, newest, installed=lambda: [TASK])
+
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(self._note_receipts(name))
-                await agent.run()
+                await live(agent)
                 watch.cancel()
 
         return program
@@ -180,7 +156,8 @@ async def _play(world: World, seed: int) -> Outcome:
     loop = asyncio.get_running_loop()
     init(world.center.ports, world.home, CoordinatorConfig(broker="memory:sim"))
     chance = 0.004
-    parties = [Party("coordinator", world.center, world.serve, random.Random(f"{seed}:c"), chance)]
+    rng, cuts = random.Random(f"{seed}:c"), world.power_cuts
+    parties = [Party("coordinator", world.center, world.serve, rng, chance, cuts)]
     async with asyncio.TaskGroup() as tasks:
         lives = [tasks.create_task(parties[0].live(), name="coordinator")]
         tokens = {
@@ -189,11 +166,12 @@ async def _play(world: World, seed: int) -> Outcome:
         for name, token in tokens.items():
             program = world.device_program(name, token)
             rng = random.Random(f"{seed}:{name}")
-            parties.append(Party(name, world.devices[name], program, rng, chance))
+            parties.append(Party(name, world.devices[name], program, rng, chance, cuts))
             lives.append(tasks.create_task(parties[-1].live(), name=name))
         await _command(world, "submit", spec=_job())
         for party in parties:
             party.arm()
+        tasks.create_task(world.weather(), name="weather")
         async with asyncio.timeout(PATIENCE_S):
             while loop.time() < FAULTS_END_S and not _done(world):  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(1.0)
@@ -214,7 +192,8 @@ async def _play(world: World, seed: int) -> Outcome:
 
 
 def _job() -> dict[str, object]:
-    return spec(rounds=ROUNDS, cohort=3, min_reports=2, over_selection=1.3, deadline_s=120.0)
+    cohort: dict[str, Any] = {"cohort": 3, "min_reports": 2, "over_selection": 1.3}
+    return spec(rounds=ROUNDS, deadline_s=120.0, chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **cohort)
 
 
 async def _command(world: World, op: str, **fields: object) -> str:
@@ -237,25 +216,26 @@ def _done(world: World) -> bool:
 
 
 def _settled(world: World) -> bool:
-    """The job is over, and no device holds an update without a receipt."""
-    held = (RequestState.ACCEPTED, RequestState.MADE)
+    """The job is over, no device holds an update without a receipt, or waits for the last version."""
     try:
-        ledgers = [read_ledger(machine.files, Path("/agent")) for machine in world.devices.values()]
+        return _done(world) and not any(_waits(machine) for machine in world.devices.values())
     except OSError:
         return False  # one is about to be started
-    return _done(world) and not any(record.state in held for ledger in ledgers for record in ledger.requests)
 
 
-def run(seed: int) -> Outcome:
+def _waits(machine: SimMachine) -> bool:
+    ledger = read_ledger(machine.files, Path("/agent"))
+    shelf = Shelf(machine.files, machine.clock, Path("/agent"))
+    held = (RequestState.ACCEPTED, RequestState.MADE)
+    return any(record.state in held for record in ledger.requests) or not all(
+        shelf.has_last(name) for name, job in ledger.jobs.items() if job.wanted
+    )
+
+
+def run(seed: int, make: Callable[[int], World] = World) -> Outcome:
     """Play ``seed`` to its end. Raises on a defect, a deadlock, or when it does not come to an end."""
-    with ExitStack() as patches:
-        # Small chunks, so that small models come in several.
-        patches.enter_context(mock.patch("coordinator.dispatch.CHUNK_BYTES_DEFAULT", 16 * 1024))
-        patches.enter_context(mock.patch("coordinator.store.CHUNK_BYTES_DEFAULT", 16 * 1024))
-        world: list[World] = []
 
-        async def play() -> Outcome:
-            world.append(World(seed))
-            return await _play(world[0], seed)
+    async def play() -> Outcome:
+        return await _play(make(seed), seed)
 
-        return virtual_loop.run(play, max_virtual_s=2 * PATIENCE_S)
+    return virtual_loop.run(play, max_virtual_s=2 * PATIENCE_S)

@@ -25,6 +25,7 @@ class Party:
     program: Callable[[], Coroutine[None, None, None]]
     rng: random.Random
     crash_chance: float  # per operation of the disk
+    power_cuts: float = 0.5  # the part of the crashes that loses what was not synced
     crashes: Counter[str] = field(default_factory=Counter)
     died: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -58,10 +59,10 @@ class Party:
             if failure is not None and not self.died.is_set():
                 raise failure  # the program failed by itself: that is a defect
             await asyncio.sleep(self.rng.uniform(0.0, 20.0))
-            if self.rng.random() < 0.5:
-                self.machine.restart()
-            else:
+            if self.rng.random() < self.power_cuts:
                 self.machine.crash(self.rng)
+            else:
+                self.machine.restart()
 
 
 class SlowOffload(SimOffload):

@@ -1,0 +1,140 @@
+"""How a bus comes back, and what it says of itself meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.bus import BusError, BusLost, BusRefused, BusUndelivered, Connected
+from broker.connect import LOCAL_RETRY_MAX_S
+from broker.reconnecting import RETRY_FIRST_S, RETRY_MAX_S, Inbox, ReconnectingBus, pause_s
+from broker.system import system_ports
+from tests.contract.problems import problem
+from tests.contract.transports import PATIENCE_S, Peer
+
+
+class ScriptedLink:
+    """Opens, breaks and refuses as the test says."""
+
+    def __init__(self, opening: BusError | None = None) -> None:
+        self.problem = ""
+        self.opening = opening
+        self.granted = asyncio.Event()
+        self.answers: deque[BusError | bool] = deque()
+        self._over = asyncio.Event()
+
+    def end(self) -> None:
+        self._over.set()
+
+    async def open(self) -> None:
+        if self.opening is not None:
+            raise self.opening
+
+    async def subscribe(self) -> None:
+        await self.granted.wait()
+
+    async def publish(self, topic: str, payload: bytes) -> bool:
+        answer = self.answers.popleft()
+        if isinstance(answer, BusError):
+            raise answer
+        return answer
+
+    async def ended(self) -> BusLost:
+        await self._over.wait()
+        return BusLost("it broke")
+
+    async def close(self) -> None:
+        self._over.set()
+
+    def acknowledge(self, tag: int) -> None:
+        pass
+
+
+@asynccontextmanager
+async def bus_over(*links: ScriptedLink) -> AsyncIterator[ReconnectingBus]:
+    """A bus that uses these links one after another; the last stays unused until the test ends."""
+    ports = system_ports()
+    waiting = deque(links)
+
+    def dial(_: Inbox) -> ScriptedLink:
+        return waiting.popleft()
+
+    async with asyncio.timeout(PATIENCE_S):
+        async with ReconnectingBus(
+            "broker x", dial, clock=ports.clock, entropy=ports.entropy, window_deliveries=1
+        ) as bus:
+            yield bus
+
+
+async def test_the_problem_is_told_from_the_first_try_until_the_subscriptions_are_granted() -> None:
+    link = ScriptedLink()
+    async with bus_over(ScriptedLink(BusLost("nobody answers")), link) as bus:
+        assert bus.problem == "broker x: not connected yet"
+        await problem(bus, "nobody answers")
+        link.granted.set()
+        assert await Peer(bus).connected() == Connected(1)
+        assert bus.problem == ""
+    assert "outside" in bus.problem
+
+
+async def test_after_a_break_the_problem_is_the_break_until_the_next_connection() -> None:
+    first, second = ScriptedLink(), ScriptedLink()
+    first.granted.set()
+    async with bus_over(first, second) as bus:
+        peer = Peer(bus)
+        await peer.connected()
+        first.end()
+        await problem(bus, "it broke")
+        second.granted.set()
+        assert await peer.connected() == Connected(2)
+        assert bus.problem == ""
+
+
+async def test_the_problem_of_a_connection_that_stands_is_told_while_it_lasts() -> None:
+    link = ScriptedLink()
+    link.granted.set()
+    async with bus_over(link) as bus:
+        await Peer(bus).connected()
+        link.problem = "the broker takes nothing"
+        assert bus.problem == "the broker takes nothing"
+        link.problem = ""
+        assert bus.problem == ""
+
+
+async def test_a_refusal_stays_the_problem() -> None:
+    async with bus_over(ScriptedLink(BusRefused("not you"))) as bus:
+        with pytest.raises(BusRefused, match="not you"):
+            await Peer(bus).connected()
+        assert bus.problem == "not you"
+
+
+async def test_a_message_that_the_broker_does_not_take_is_an_error_of_that_message_alone() -> None:
+    link = ScriptedLink()
+    link.granted.set()
+    async with bus_over(link) as bus:
+        await Peer(bus).connected()
+        link.answers.extend([BusUndelivered("full"), True])
+        with pytest.raises(BusUndelivered, match="full"):
+            await bus.publish("t", b"x")
+        await bus.publish("t", b"x")
+        assert bus.problem == ""
+
+
+jitters = st.floats(0, 1)
+ceilings = st.sampled_from([LOCAL_RETRY_MAX_S, RETRY_MAX_S])
+
+
+@given(st.integers(0, 10_000), jitters, ceilings)
+def test_a_pause_lies_in_the_upper_half_below_its_ceiling(failures: int, jitter: float, top_s: float) -> None:
+    full_s = min(top_s, RETRY_FIRST_S * 2 ** min(failures, 64))
+    assert full_s / 2 <= pause_s(failures, top_s, jitter) <= full_s
+
+
+def test_a_broker_on_this_machine_is_tried_again_within_a_second() -> None:
+    assert pause_s(10_000, LOCAL_RETRY_MAX_S, 1) < 1

@@ -1,0 +1,129 @@
+"""``init`` and ``broker`` as far as no broker is needed, and what an invitation carries for TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from broker.system import system_ports
+from coordinator.cli import main
+from coordinator.config import Config, load_config
+from coordinator.setup import init
+from schemas.enrolment import token_from_text
+from tests.standin import federation
+
+Capsys = pytest.CaptureFixture[str]
+PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+def made(capsys: Capsys, *arguments: str) -> dict[str, object]:
+    assert main([*arguments, "--json"]) == 0, capsys.readouterr().err
+    document: dict[str, object] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def error_of(capsys: Capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err
+
+
+def test_init_keeps_the_certificates_that_it_was_given(tmp_path: Path, capsys: Capsys) -> None:
+    home, ca, own, key = (tmp_path / name for name in ("fed", "ca.pem", "own.pem", "own.key"))
+    for path in (ca, own, key):
+        path.write_text(PEM)
+    files = "--ca", str(ca), "--certificate", str(own), "--key", str(key)
+    urls = "--broker", "amqps://b/learning", "--device-url", "mqtts://b"
+    assert made(capsys, "init", "--dir", str(home), *urls, *files)["broker"] == "amqps://b/learning"
+    config = load_config(system_ports().files, home, {})
+    assert (config.ca, config.certificate, config.key) == (str(ca), str(own), str(key))
+    assert config.device_urls == ["mqtts://b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--broker", "mqtts://b", "--ca", "gone.pem"), "--ca gone.pem: No such file"),
+        (
+            ("--broker", "mqtt://b", "--device-url", "http://b"),
+            "mqtt(s)://host:port, amqp(s)://host:port/vhost",
+        ),
+        (("--broker", "amqp://"), "mqtt(s)://host:port, amqp(s)://host:port/vhost"),
+    ],
+)
+def test_init_refuses_what_cannot_be_before_anything_is_made(
+    options: tuple[str, ...], words: str, tmp_path: Path, capsys: Capsys
+) -> None:
+    assert words in error_of(capsys, "init", "--dir", str(tmp_path / "fed"), *options)
+    assert not (tmp_path / "fed").exists()
+
+
+@pytest.mark.parametrize("command", [("mosquitto",), ("rabbitmq",), ("certificate", "press-07")])
+def test_an_embedded_broker_needs_no_set_up(command: tuple[str, ...], tmp_path: Path, capsys: Capsys) -> None:
+    made(capsys, "init", "--dir", str(tmp_path))
+    assert "has a broker of its own" in error_of(capsys, "broker", *command, "--dir", str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_the_directory_of_another_user_is_left_alone(tmp_path: Path, capsys: Capsys) -> None:
+    made(capsys, "init", "--dir", str(tmp_path / "fed"), "--broker", "mqtt://b")
+    os.chown(tmp_path / "fed", 54_321, -1)
+    error = error_of(capsys, "broker", "mosquitto", "--dir", str(tmp_path / "fed"))
+    assert "belongs to 54321: run this as 54321 (`sudo -u 54321" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("press-07", "this federation has no authority of its own"), ("coordinator", "the coordinator's own")],
+)
+def test_a_devices_certificate_needs_an_authority_and_a_devices_name(
+    name: str, words: str, tmp_path: Path, capsys: Capsys
+) -> None:
+    home = str(tmp_path / "fed")
+    made(capsys, "init", "--dir", home, "--broker", "mqtts://b")
+    if name == "coordinator":
+        made(capsys, "broker", "mosquitto", "--dir", home)
+    assert words in error_of(capsys, "broker", "certificate", name, "--dir", home)
+
+
+def test_people_are_told_what_to_do_next(tmp_path: Path, capsys: Capsys) -> None:
+    home = tmp_path / "fed"
+    made(capsys, "init", "--dir", str(home), "--broker", "mqtts://broker.example:8883")
+    assert main(["broker", "mosquitto", "--dir", str(home)]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        f"ln -sf {home / 'broker' / 'mosquitto.conf'} /etc/mosquitto/conf.d/fedbus-",
+        "next: systemctl restart mosquitto",
+        f"next: fedbus-coordinator serve --dir {home}",
+        "for broker.example: valid until 20",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("urls", "ca", "version", "notes"),
+    [
+        (["mqtts://b"], PEM, 2, 0),
+        (["mqtt://b", "amqps://b"], PEM, 2, 0),
+        (["mqtt://b"], PEM, 1, 0),
+        (["mqtts://b"], "", 1, 0),
+        (["mqtts://b"], PEM * 40, 1, 1),
+    ],
+)
+async def test_a_token_carries_the_authority_where_the_device_needs_it(
+    urls: list[str], ca: str, version: int, notes: int, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_text(ca)
+    settings = Config(broker="memory:test", device_urls=urls, ca="ca.pem" if ca else "")
+    init(system_ports(), tmp_path / "fed", settings)
+    (tmp_path / "fed" / "ca.pem").write_text(ca)
+    async with federation(tmp_path / "fed", system_ports()) as fed:
+        answer = await fed.command("invite", device="press-07")
+    token = token_from_text(answer["token"])
+    assert (token.version, token.ca) == (version, ca if version == 2 else "")
+    told = [note for note in answer["notes"] if "--ca FILE" in note]
+    assert len(told) == notes

@@ -1,0 +1,129 @@
+"""Real processes on a real file system that is full: they wait, say so, and go on when there is room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.system import system_ports
+from coordinator.cli_state import open_journal
+from coordinator.entries import Turned, decode_entry
+from coordinator.facts import UpdateJudged
+from coordinator.replay import replay
+from tests.live.fleet import Fleet
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(300)]
+
+SIZE = "16m"
+ROUNDS = 40
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of `SIZE`."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "fedbus-test", str(disk)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        reason = f"a small file system can't be mounted here: {mounted.stderr.strip()}; run this as root"
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room that is left; removing the file gives it back."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+    return filler
+
+
+class OnSmallDisk(Fleet):
+    """``who`` keeps its state on the small disk: the coordinator or a device."""
+
+    def __init__(self, directory: Path, disk: Path, who: str) -> None:
+        super().__init__(directory, 2)
+        self._moved = {who: disk / who}
+        self.home = self._moved.get("coordinator", self.home)
+
+    def agent_dir(self, device: str) -> Path:
+        return self._moved.get(device) or super().agent_dir(device)
+
+    def log(self, who: str) -> str:
+        return (self.directory / f"{who}.log").read_text()
+
+    def rounds_done(self) -> int:
+        return int(self.job().get("rounds_done", 0))
+
+    def runs(self, who: str) -> bool:
+        return self.processes[who].poll() is None
+
+
+def check_log(fleet: Fleet) -> None:
+    """Every round had both updates, and the log folds again to the same model."""
+    journal = open_journal(fleet.home)
+    entries = [decode_entry(logged.data) for logged in journal.entries()]
+    journal.close()
+    judged = [f for e in entries if isinstance(e, Turned) for f in e.facts if isinstance(f, UpdateJudged)]
+    assert [f.folded for f in judged] == [True] * (2 * ROUNDS)
+    assert len({(f.device, f.request) for f in judged}) == 2 * ROUNDS
+    assert replay(system_ports(), fleet.home)["equal"]
+
+
+def test_a_coordinator_waits_for_room_says_so_and_goes_on(tmp_path: Path, small_disk: Path) -> None:
+    with OnSmallDisk(tmp_path / "fleet", small_disk, "coordinator") as fleet:
+        fleet.run_all()
+        fleet.submit(rounds=ROUNDS, deadline_s=600.0)
+        fleet.until(lambda: fleet.rounds_done() >= 2)
+        filler = fill(small_disk)
+        problem = f"the disk of {fleet.home}: No space left on device; free space, and work goes on"
+        fleet.until(lambda: fleet.ask("status")["disk_problem"] == problem)
+        assert problem in fleet.log("coordinator")
+        stands = fleet.ask("status")["journal_index"]
+        fleet.stop("device-1")
+        fleet.run("device-1")  # speaks up, and is not heard
+        fleet.until(lambda: "connected to the broker" in fleet.log("device-1").rpartition("starts")[2])
+        assert fleet.ask("status")["journal_index"] == stands
+        assert fleet.rounds_done() < ROUNDS
+        filler.unlink()
+        fleet.until(fleet.finished)
+        assert fleet.ask("status")["disk_problem"] == ""
+        assert fleet.runs("coordinator"), "it was not started anew"
+        for device in fleet.devices:
+            fleet.stop(device)
+        fleet.stop("coordinator")
+        check_log(fleet)
+
+
+def test_an_agent_waits_for_room_and_goes_on(tmp_path: Path, small_disk: Path) -> None:
+    with OnSmallDisk(tmp_path / "fleet", small_disk, "device-1") as fleet:
+        fleet.run_all()
+        fleet.submit(rounds=ROUNDS, deadline_s=600.0)
+        fleet.until(lambda: fleet.rounds_done() >= 2)
+        filler = fill(small_disk)
+        full: Callable[[], bool] = lambda: "the disk is full ([Errno 28]" in fleet.log("device-1")  # noqa: E731
+        fleet.until(full)
+        assert str(fleet.agent_dir("device-1")) in fleet.log("device-1")
+        assert not fleet.finished()
+        filler.unlink()
+        fleet.until(fleet.finished)
+        assert fleet.runs("device-1"), "it was not started anew"
+        for device in fleet.devices:
+            fleet.stop(device)
+        fleet.stop("coordinator")
+        check_log(fleet)

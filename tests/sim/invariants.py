@@ -1,0 +1,39 @@
+"""What must hold after every simulated run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from broker.journal import Journal
+from coordinator.entries import Turned, decode_entry
+from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
+from coordinator.keystore import load_identity
+from coordinator.ledger import FOLDER
+from tests.sim.federation import ROUNDS, Outcome
+
+
+def facts(outcome: Outcome) -> list[object]:
+    """All that the coordinator decided, in order."""
+    files = outcome.coordinator.files
+    identity = load_identity(files, outcome.directory)
+    journal = Journal.open(files, outcome.directory / FOLDER, identity.federation, read_only=True)
+    entries = [decode_entry(logged.data) for logged in journal.entries()]
+    return [fact for entry in entries if isinstance(entry, Turned) for fact in entry.facts]
+
+
+def check(outcome: Outcome) -> None:
+    """Every update was received once and judged once, whatever was receipted is there, every round was
+    committed."""
+    log = facts(outcome)
+    received = {(f.device, f.job, f.request): f for f in log if isinstance(f, UpdateReceived)}
+    judged = [f for f in log if isinstance(f, UpdateJudged)]
+    assert len(received) == sum(isinstance(f, UpdateReceived) for f in log), "received twice"
+    verdicts = Counter((f.device, f.job, f.request) for f in judged)
+    assert set(verdicts) == set(received), "a receipted update without a verdict, or the reverse"
+    assert max(verdicts.values()) == 1, "judged twice"
+    assert all(f.folded or f.reason for f in judged), "rejected without a reason"
+    for device, keys in outcome.receipted.items():
+        for job, number in keys:
+            assert (device, job, number) in received, "receipted, and then forgotten"
+    versions = [f.version for f in log if isinstance(f, VersionCommitted)]
+    assert versions == list(range(ROUNDS + 1))
