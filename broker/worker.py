@@ -179,7 +179,7 @@ class WorkerLink:
 
 
 SMALL_ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
-"""For a program that has a worker, with glibc: large blocks go back to the system at once; slow for tensors."""
+"""For a program with a worker, on glibc: large blocks go back to the system at once. Slow for tensors."""
 
 
 def environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
