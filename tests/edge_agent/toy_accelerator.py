@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+from torch import library
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_map
 
@@ -80,8 +81,8 @@ def computed(op: Any, *args: Any, **kwargs: Any) -> Any:
 def main() -> None:
     """Serve as a worker whose owner wants the accelerator."""
     backend_registration._setup_privateuseone_for_python_backend(NAME)
-    library: Any = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
-    library.fallback(computed, "PrivateUse1")
+    kernels: Any = library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
+    kernels.fallback(computed, "PrivateUse1")
     worker.device_for = lambda task, wanted: torch.device(NAME)  # type: ignore[attr-defined]
     worker.serve()
 
