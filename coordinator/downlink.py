@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
-from broker.bus import Bus, BusUndelivered
+from broker.bus import Bus, BusLost, BusUndelivered
 from broker.ports import Offload
 from broker.transfer import Credits
 from coordinator.effects import SendChunks
@@ -91,10 +90,12 @@ class Downlink:
     def _grant(self) -> None:
         for grant in self.credits.grant(self._now_s()):
             for index in grant.chunks:
-                due = grant.owner, grant.transfer, index
-                if due not in self._due:
-                    self._due.add(due)
-                    self._queue.put_nowait(due)
+                self._put((grant.owner, grant.transfer, index))
+
+    def _put(self, due: Due) -> None:
+        if due not in self._due:
+            self._due.add(due)
+            self._queue.put_nowait(due)
 
     async def run(self, bus: Bus) -> None:
         """Send what is pulled, until cancelled."""
@@ -113,9 +114,13 @@ class Downlink:
             if line is None or index not in line.granted or offered is None:
                 continue
             sealed = await self._offload.run(self._store.read_chunk, offered, index)
-            with suppress(BusUndelivered):  # in doubt; the device says so if it does not come
-                topic = topics.down(self._federation, DeviceId(device))
+            topic = topics.down(self._federation, DeviceId(device))
+            try:
                 await bus.publish(topic, pack_chunk(transfer, index, sealed))
+            except BusLost:  # most likely it did not arrive, and the device would wait long before it says so
+                self._put(due)
+            except BusUndelivered:  # its session is gone, or full; the device pulls again
+                continue
 
     async def _take_back(self) -> None:
         while True:

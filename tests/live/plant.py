@@ -37,7 +37,7 @@ CHUNKED = 40_000
 """So many parameters travel in three chunks."""
 INLINE = 5_000
 """So many travel inside the update's message."""
-PATIENCE_S = 150.0
+PATIENCE_S = 60.0
 
 
 class Program:

@@ -24,7 +24,7 @@ from tests.residents import Resident
 from tests.slow_link import SlowLink
 from tests.watch import Watch
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 LINE_BYTES_PER_S = 64_000
 CHUNKS = 7  # of the twelve that two devices pull and send in a round
