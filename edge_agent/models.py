@@ -101,10 +101,10 @@ class Models:
             content_bytes=manifest.model_bytes,
             chunk_bytes=manifest.chunk_bytes,
         )
-        await self._offload.run(spool.open)
-        self._spool, self._transfer = spool, manifest.transfer()
-        self._reconnected, self._chunk_s = False, spool.sealed_bytes(0) / LINK_BYTES_PER_S
         try:
+            await self._offload.run(spool.open)
+            self._spool, self._transfer = spool, manifest.transfer()
+            self._reconnected, self._chunk_s = False, spool.sealed_bytes(0) / LINK_BYTES_PER_S
             await self._fill(spool)
             with suppress(TimeoutError):  # it only gives back credit, which lapses anyway
                 async with asyncio.timeout(RESEND_FIRST_S):

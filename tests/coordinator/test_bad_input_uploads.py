@@ -52,15 +52,15 @@ async def finished(offer: Offer, *indices: int) -> None:
     assert (await told(offer.device, e.Verdict)).folded
 
 
-def open_spools() -> list[str]:
-    """Spool files that this process has open."""
+def open_spools(directory: Path) -> list[str]:
+    """Spool files of the coordinator in ``directory`` that this process has open."""
     links = []
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             links.append(str(descriptor.readlink()))
         except FileNotFoundError:
             continue  # the one of this listing
-    return [link for link in links if link.endswith(".part")]
+    return [link for link in links if link.startswith(str(directory / "spool"))]
 
 
 async def test_an_offer_that_comes_twice_at_once_opens_one_spool(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ async def test_an_offer_that_comes_twice_at_once_opens_one_spool(tmp_path: Path)
         running.fed.broker.restore(COORDINATOR)
         await told(running.rogue, e.Grant)
         await running.all_looked_at()
-        assert len(open_spools()) == 1
+        assert len(open_spools(tmp_path / "c")) == 1
         await finished(offer, 0, 1, 2)
-        assert open_spools() == []
+        assert open_spools(tmp_path / "c") == []
         await running.honest_update_folds(count=CHUNKED_COUNT)
 
 
