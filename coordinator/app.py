@@ -35,7 +35,7 @@ from broker.mailbox import Mailbox, Sequencer
 from broker.ports import Ports
 from broker.room import Room
 from coordinator import control
-from coordinator.access import Access
+from coordinator.broker_admin.access import Access
 from coordinator.commands import Commands
 from coordinator.config import Config
 from coordinator.dispatch import Dispatch

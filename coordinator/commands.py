@@ -10,7 +10,8 @@ from broker.bus import Bus
 from broker.ports import Ports
 from broker.room import Room
 from coordinator import views
-from coordinator.access import Access
+from coordinator.broker_admin.access import Access
+from coordinator.broker_admin.roster import AccessError
 from coordinator.config import Config, ConfigError
 from coordinator.connection import authority
 from coordinator.control import CommandFailed
@@ -18,7 +19,6 @@ from coordinator.inputs import AnyInput, Cancel, Invite, Revoke, Submit
 from coordinator.intake import Intake
 from coordinator.keystore import Identity
 from coordinator.ledger import Ledger
-from coordinator.roster import AccessError
 from coordinator.turn import CommandRefused
 from schemas.enrolment import TOKEN_ID_BYTES, TOKEN_VERSION, TOKEN_VERSION_CA, Token, token_to_text
 from schemas.errors import JobRefused

@@ -13,11 +13,11 @@ from broker.bus import Bus
 from broker.embedded import EmbeddedBroker
 from broker.ports import LockHeld, Ports
 from coordinator import control
-from coordinator.access import Access, EmbeddedAccess, access_for
 from coordinator.app import Coordinator
+from coordinator.broker_admin.access import Access, EmbeddedAccess, access_for
 from coordinator.config import Config, load_config
 from coordinator.connection import bus_for
-from coordinator.doctor_mqtt import dropping
+from coordinator.doctor.mqtt import dropping
 from coordinator.keystore import Identity, load_identity
 from coordinator.setup import embedded_broker
 from schemas import topics

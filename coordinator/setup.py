@@ -7,10 +7,10 @@ from pathlib import Path
 
 from broker.embedded import EmbeddedBroker
 from broker.ports import Ports, write_atomic
-from coordinator.access import EmbeddedAccess
+from coordinator.broker_admin.access import EmbeddedAccess
+from coordinator.broker_admin.roster import FOLDER
 from coordinator.config import FILE, PASSWORD, Config, ConfigError, config_text
 from coordinator.keystore import Identity, make_identity
-from coordinator.roster import FOLDER
 
 PASSWORD_BYTES = 24
 

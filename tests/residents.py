@@ -11,7 +11,7 @@ from pathlib import Path
 
 from broker.ports import Ports
 from broker.system import system_ports
-from coordinator.cli_state import open_journal
+from coordinator.cli.state import open_journal
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import Fact, RequestsIssued, UpdateJudged, UpdateReceived
 from coordinator.replay import replay

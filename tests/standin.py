@@ -21,8 +21,8 @@ from broker.connect import connect
 from broker.mailbox import Mailbox, Sequencer
 from broker.memory import MemoryBroker, MemoryBus
 from broker.ports import Ports
-from coordinator.access import Access, ListedAccess, UnmanagedUsers
 from coordinator.app import Coordinator
+from coordinator.broker_admin.access import Access, ListedAccess, UnmanagedUsers
 from coordinator.config import Config, load_config
 from coordinator.connection import credentials
 from coordinator.keystore import Identity, load_identity

@@ -17,7 +17,7 @@ from broker.bus import BusRefused
 from broker.connect import connect
 from broker.system import system_ports
 from coordinator import control
-from coordinator.rabbitmq_setup import ENVIRONMENT_TEXT, configuration
+from coordinator.broker_admin.rabbitmq_setup import ENVIRONMENT_TEXT, configuration
 from schemas import topics
 from schemas.enrolment import token_from_text
 from schemas.ids import broker_user

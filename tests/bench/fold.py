@@ -35,7 +35,7 @@ from broker.bodies import Bodies
 from broker.bus import Credentials
 from broker.memory import MemoryBus
 from broker.system import system_ports
-from coordinator.cli_state import open_journal
+from coordinator.cli.state import open_journal
 from coordinator.fold import read_envelope, stored, stored_name
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.ledger import recover

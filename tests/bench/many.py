@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from coordinator.cli_state import open_journal
+from coordinator.cli.state import open_journal
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import UpdateJudged, UpdateReceived
 from schemas import events as e

@@ -11,7 +11,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from coordinator.cli_state import open_journal
+from coordinator.cli.state import open_journal
 from coordinator.views import history
 from tests.live.fleet import Fleet
 

@@ -14,7 +14,7 @@ from broker.bus import BusError, Tls
 from broker.checkup import Finding, Level
 from broker.reach import Endpoint, endpoint, reach
 from broker.system import system_ports
-from coordinator.certificates import CertificateAuthority
+from coordinator.broker_admin.certificates import CertificateAuthority
 from tests.brokers import free_ports
 
 YEAR_S = 366 * 86_400.0

@@ -11,7 +11,7 @@ import pytest
 
 from broker.system import system_ports
 from coordinator import control
-from coordinator.cli import main
+from coordinator.cli.main import main
 from coordinator.config import FILE, Config, config_text
 from tests.standin import Federation, federation
 

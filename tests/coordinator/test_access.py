@@ -11,9 +11,9 @@ import pytest
 
 from broker.embedded import EmbeddedBroker
 from broker.system import system_ports
-from coordinator import access
-from coordinator.access import Access, EmbeddedAccess, ListedAccess
-from coordinator.roster import AccessError, Login, Roster, matches
+from coordinator.broker_admin import access
+from coordinator.broker_admin.access import Access, EmbeddedAccess, ListedAccess
+from coordinator.broker_admin.roster import AccessError, Login, Roster, matches
 from schemas.ids import DeviceId, FederationId
 
 PRESS = DeviceId("press-07")

@@ -10,7 +10,7 @@ import pytest
 
 from broker.ports import Ports
 from broker.system import system_ports
-from coordinator.certificates import (
+from coordinator.broker_admin.certificates import (
     AUTHORITY_VALID_S,
     LEAF_VALID_S,
     RENEW_BEFORE_S,

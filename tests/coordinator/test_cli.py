@@ -15,7 +15,7 @@ import pytest
 from broker.journal import Journal
 from broker.system import system_ports
 from broker.worker import with_our_packages
-from coordinator.cli import main
+from coordinator.cli.main import main
 from coordinator.keystore import load_identity
 
 Capsys = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.system import system_ports
-from coordinator.cli import main
+from coordinator.cli.main import main
 from coordinator.config import Config, load_config
 from coordinator.setup import init
 from schemas.enrolment import token_from_text

@@ -10,7 +10,7 @@ import pytest
 
 from broker.journal import Journal
 from broker.system import system_ports
-from coordinator.cli import main
+from coordinator.cli.main import main
 from coordinator.effects import Fold
 from coordinator.keystore import load_identity
 from schemas.events import Decline

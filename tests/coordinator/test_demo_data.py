@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.datasets import load_digits
 
-from coordinator.demo_data import (
+from coordinator.demo.data import (
     ALPHA,
     CENTRALISED_LEARNING_RATE,
     DEVICE_SAMPLES_MIN,
@@ -133,7 +133,7 @@ def test_missing_scikit_learn_is_named_with_its_remedy(
 
 def test_importing_it_loads_neither_torch_nor_scikit_learn() -> None:
     code = (
-        "import sys, coordinator.demo_data as d; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+        "import sys, coordinator.demo.data as d; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert done.returncode == 0

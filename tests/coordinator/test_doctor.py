@@ -15,12 +15,13 @@ from broker.checkup import Finding, Level
 from broker.journal import Journal
 from broker.ports import Ports
 from broker.system import system_ports
-from coordinator import doctor_amqp, doctor_management
-from coordinator.certificates import CertificateAuthority
-from coordinator.cli import main
+from coordinator.broker_admin.certificates import CertificateAuthority
+from coordinator.cli.main import main
 from coordinator.config import Config
 from coordinator.core import BEHAVIOUR
-from coordinator.doctor import examine, machine
+from coordinator.doctor import amqp as doctor_amqp
+from coordinator.doctor import management as doctor_management
+from coordinator.doctor.examine import examine, machine
 from coordinator.entries import Turned, encode_entry
 from coordinator.inputs import Moment, Started
 from coordinator.keystore import Identity

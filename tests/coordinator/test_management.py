@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from coordinator.broker_admin.management import Management, ManagementError
+from coordinator.broker_admin.rabbitmq import RabbitUsers
 from coordinator.config import Config, ConfigError
-from coordinator.management import Management, ManagementError
-from coordinator.rabbitmq import RabbitUsers
 from schemas.ids import FederationId
 
 Answer = Callable[[str, str], tuple[int, str]]

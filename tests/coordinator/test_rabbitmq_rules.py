@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.rabbitmq import Protocols, permissions, topic_permissions
-from coordinator.roster import Login, user
+from coordinator.broker_admin.rabbitmq import Protocols, permissions, topic_permissions
+from coordinator.broker_admin.roster import Login, user
 from schemas import topics
 from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user
 

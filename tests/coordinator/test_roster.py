@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker.system import system_ports
-from coordinator.mosquitto import users_of
-from coordinator.roster import LOCK, AccessError, Roster, matches
+from coordinator.broker_admin.mosquitto import users_of
+from coordinator.broker_admin.roster import LOCK, AccessError, Roster, matches
 from schemas.ids import COORDINATOR, DeviceId, FederationId
 from tests.brokers import require
 

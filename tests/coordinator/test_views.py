@@ -9,7 +9,7 @@ import pytest
 
 from broker.system import system_ports
 from coordinator import views
-from coordinator.cli_state import open_journal
+from coordinator.cli.state import open_journal
 from schemas import events as e
 from tests.standin import StandIn, federation, spec
 

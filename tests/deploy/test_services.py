@@ -16,7 +16,7 @@ import pytest
 
 from broker.system import system_ports
 from broker.worker import with_our_packages
-from coordinator.cli import main
+from coordinator.cli.main import main
 from coordinator.config import load_config
 from coordinator.connection import credentials
 from coordinator.keystore import load_identity

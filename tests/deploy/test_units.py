@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.mosquitto import PASSWORDS, RULES
+from coordinator.broker_admin.mosquitto import PASSWORDS, RULES
 from tests.brokers import SYSTEMD_ANALYZE, require
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"

@@ -17,8 +17,8 @@ from broker.bus import Credentials
 from broker.memory import MemoryBroker, MemoryBus
 from broker.system import system_ports
 from broker.worker import WorkerLink
-from coordinator.access import ListedAccess, UnmanagedUsers
 from coordinator.app import Coordinator
+from coordinator.broker_admin.access import ListedAccess, UnmanagedUsers
 from coordinator.config import Config as CoordinatorConfig
 from coordinator.config import load_config
 from coordinator.keystore import KeyStore, load_identity

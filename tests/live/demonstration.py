@@ -18,7 +18,7 @@ import pytest
 
 from broker.worker import with_our_packages
 from coordinator import control
-from coordinator.cli_state import open_journal
+from coordinator.cli.state import open_journal
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import Fact, Joined, UpdateJudged, VersionCommitted
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from coordinator import control
-from coordinator.demo_data import CONFIG, FEDERATED, make_digits
+from coordinator.demo.data import CONFIG, FEDERATED, make_digits
 
 PATIENCE_S = 60.0
 COORDINATOR = [sys.executable, "-P", "-m", "coordinator.cli"]

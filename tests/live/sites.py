@@ -14,7 +14,7 @@ from broker.ports import Ports
 from broker.system import system_ports
 from coordinator.config import Config, load_config
 from coordinator.connection import bus_for
-from coordinator.doctor import examine
+from coordinator.doctor.examine import examine
 from coordinator.keystore import Identity, load_identity
 from coordinator.setup import init
 from schemas import topics

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from coordinator.cli_state import open_journal
+from coordinator.cli.state import open_journal
 from coordinator.config import PASSWORD
 from coordinator.entries import Sent, decode_entry
 from schemas import topics

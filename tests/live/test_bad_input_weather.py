@@ -12,8 +12,8 @@ import pytest
 from broker import reconnecting
 from broker.checkup import Level
 from broker.system import system_ports
-from coordinator import doctor as coordinator_doctor
 from coordinator.config import Config
+from coordinator.doctor import examine as coordinator_doctor
 from edge_agent import doctor as agent_doctor
 from schemas.errors import TokenRefused
 from schemas.limits import TOKEN_VALID_S

@@ -12,9 +12,9 @@ import pytest
 
 from broker.amqp import QUEUE_ARGUMENTS
 from broker.system import system_ports
-from coordinator.access import access_for
+from coordinator.broker_admin.access import access_for
+from coordinator.broker_admin.roster import AccessError
 from coordinator.config import load_config
-from coordinator.roster import AccessError
 from schemas.ids import DeviceId, broker_user
 from tests.brokers import RabbitMQ
 from tests.live.installation import Installation

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from broker.system import system_ports
-from coordinator.cli_state import open_journal
+from coordinator.cli.state import open_journal
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import UpdateJudged
 from coordinator.replay import replay

@@ -15,9 +15,9 @@ from broker.bus import Connected, Credentials
 from broker.checkup import Level
 from broker.connect import connect
 from broker.system import system_ports
-from coordinator.certificates import CertificateAuthority
-from coordinator.cli import main
-from coordinator.doctor_mqtt import dropping
+from coordinator.broker_admin.certificates import CertificateAuthority
+from coordinator.cli.main import main
+from coordinator.doctor.mqtt import dropping
 from schemas import topics
 from tests.brokers import Mosquitto, free_ports, until
 from tests.coordinator.test_doctor import DAY_S, WrongClock

@@ -11,7 +11,7 @@ import pytest
 
 from broker.amqp import QUEUE_ARGUMENTS
 from broker.checkup import Level
-from coordinator.cli import main
+from coordinator.cli.main import main
 from coordinator.config import MANAGEMENT_PASSWORD
 from tests.brokers import RabbitMQ, until
 from tests.coordinator.test_doctor import DAY_S, WrongClock

@@ -19,8 +19,8 @@ from typing import Any
 from broker.bus import Bus, Credentials
 from broker.faults import FaultPlan, Faults, FaultyBus
 from broker.memory import MemoryBroker, MemoryBus
-from coordinator.access import ListedAccess, UnmanagedUsers
 from coordinator.app import Coordinator
+from coordinator.broker_admin.access import ListedAccess, UnmanagedUsers
 from coordinator.config import Config as CoordinatorConfig
 from coordinator.config import load_config
 from coordinator.keystore import load_identity

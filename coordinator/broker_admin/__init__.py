@@ -1,0 +1,1 @@
+"""The operator's own broker: its configuration, users, rules, queues and certificates."""

@@ -1,0 +1,1 @@
+"""The command line of the coordinator: one module per group of commands."""

@@ -1,0 +1,132 @@
+"""``fedbus-coordinator broker``: make the operator's own broker ready for a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coordinator.cli.options import DIRECTORY_DEFAULT, AsJson, Directory
+from coordinator.cli.output import UsageFault, print_json, print_lines
+
+if TYPE_CHECKING:
+    from coordinator.broker_admin.site import Done
+
+broker = typer.Typer(no_args_is_help=True, help="Set up your own broker: users, rules, queues, certificates.")
+
+Out = Annotated[Path | None, typer.Option(help="Where the broker's files go; without: broker/ in DIR.")]
+Tls = Annotated[bool, typer.Option("--tls", help="Make TLS certificates; needs URLs with mqtts or amqps.")]
+Hosts = Annotated[list[str] | None, typer.Option("--host", help="A further name of the broker; repeatable.")]
+Clients = Annotated[bool, typer.Option("--client-certificates", help="Clients must show certificates.")]
+
+
+@broker.command()
+def mosquitto(
+    directory: Directory = DIRECTORY_DEFAULT,
+    listen: Annotated[str, typer.Option(metavar="[HOST:]PORT", help="Without: by the URLs.")] = "",
+    tls: Tls = False,
+    host: Hosts = None,
+    client_certificates: Clients = False,
+    log_denied: Annotated[bool, typer.Option(help="Have denied messages logged (log_type debug).")] = True,
+    pid_file: Annotated[
+        Path | None, typer.Option(help="Names the process to tell of new users; must be ours to signal.")
+    ] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write Mosquitto's configuration, users and rules, and certificates if asked."""
+    from broker.system import system_ports
+    from coordinator.broker_admin.mosquitto import set_up
+    from coordinator.broker_admin.site import Site, Wish
+
+    site = Site(system_ports(), directory)
+    wish = Wish(out, tls, tuple(host or ()), client_certificates)
+    done = set_up(site, wish, listen=_address(listen), log_denied=log_denied, pid_file=pid_file)
+    _tell(done, f"Mosquitto's files are in {done.folder}", as_json=as_json)
+
+
+@broker.command()
+def rabbitmq(
+    directory: Directory = DIRECTORY_DEFAULT,
+    management: Annotated[
+        str, typer.Option(metavar="URL", help="Its management API: http(s)://[user@]host[:port].")
+    ] = "",
+    management_password_file: Annotated[
+        Path | None, typer.Option(help="Its administrator's password.")
+    ] = None,
+    vhost: Annotated[str, typer.Option(help="Virtual host; without: that of the URL, or /.")] = "",
+    store_credentials: Annotated[
+        bool, typer.Option("--store-credentials", help="Let this coordinator make and remove users itself.")
+    ] = False,
+    tls: Tls = False,
+    host: Hosts = None,
+    client_certificates: Clients = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make virtual host, users, permissions and queues through the management API."""
+    from broker.system import system_ports
+    from coordinator.broker_admin.rabbitmq_setup import set_up
+    from coordinator.broker_admin.site import Site, Wish
+    from coordinator.cli.init import password_in
+
+    site = Site(system_ports(), directory)
+    done = set_up(
+        site,
+        Wish(out, tls, tuple(host or ()), client_certificates),
+        management=management,
+        password=password_in(management_password_file),
+        vhost=vhost,
+        store_credentials=store_credentials,
+    )
+    count = len(done.more["users"])
+    _tell(
+        done, f"RabbitMQ knows {count} users of this federation; {done.folder} has its files", as_json=as_json
+    )
+
+
+@broker.command()
+def certificate(
+    device: Annotated[str, typer.Argument(metavar="DEVICE")],
+    directory: Directory = DIRECTORY_DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Make a device's own certificate, for a broker that wants one."""
+    from broker.system import system_ports
+    from coordinator.broker_admin.site import Done, Site
+
+    site = Site(system_ports(), directory)
+    leaf = site.device_certificate(device)
+    done = Done(leaf.certificate.parent, [leaf])
+    done.next = [
+        f"give {leaf.certificate} and {leaf.key} to the device, secretly",
+        "there: fedbus-agent enroll --certificate FILE --key FILE --token-file TOKEN --dir DIR",
+    ]
+    _tell(done, f"user {site.user_of(device)}", as_json=as_json)
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise UsageFault(f"--listen {text}: write HOST:PORT or PORT, with a port from 1 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def _tell(done: Done, what: str, *, as_json: bool) -> None:
+    from coordinator.broker_admin.site import until
+
+    if as_json:
+        print_json(done.document())
+        return
+    print_lines(what)
+    for leaf in done.certificates:
+        names = f" for {', '.join(leaf.names)}" if leaf.names else ""
+        print_lines(
+            f"certificate {leaf.certificate}{names}: valid until {until(leaf)}; run this again to renew"
+        )
+    for note in done.notes:
+        print_lines(f"note: {note}")
+    print_lines(*(f"next: {step}" for step in done.next))

@@ -1,0 +1,110 @@
+"""``jobs show`` in words: the rounds as a table, and below it whatever keeps a round from closing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from broker.journal import Journal
+from coordinator.cli.output import print_lines, print_table
+from coordinator.entries import Turned, decode_entry
+from coordinator.facts import AnyFact, JobSubmitted, RequestDeclined, RequestsIssued, UpdateJudged
+from schemas.jobs import JobSpec
+
+View = dict[str, Any]
+
+TROUBLES_SHOWN: Final = 10
+OPEN: Final = ("issued", "accepted", "received")
+COLUMNS: Final = ("round", "reports", "samples", "accuracy before", "seconds", "overhead s", "model")
+
+
+def troubles(journal: Journal, name: str) -> list[View]:
+    """What did not become part of the model, oldest first: declined requests and rejected updates, each
+    with the round that it was asked in and the reason."""
+    rounds: dict[tuple[str, int], int] = {}
+    found = []
+    for fact in _facts(journal, name):
+        match fact:
+            case RequestsIssued():
+                rounds |= {(issued.device, issued.number): fact.round for issued in fact.requests}
+            case RequestDeclined():
+                reason = f"{fact.reason}: {fact.text}"
+                found.append(_trouble(rounds[fact.device, fact.request], fact.device, "declined", reason))
+            case UpdateJudged(folded=False):
+                round_ = rounds[fact.device, fact.request]
+                found.append(_trouble(round_, fact.device, "rejected", fact.reason))
+            case _:
+                pass
+    return found
+
+
+def specification(journal: Journal, name: str) -> JobSpec | None:
+    """What was submitted under this name."""
+    return next((fact.spec for fact in _facts(journal, name) if isinstance(fact, JobSubmitted)), None)
+
+
+def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
+    """For people. ``view`` is `coordinator.views.job` with ``history`` and ``troubles``."""
+    print_lines(f"job {view['job']}: {view['state']}" + (f" ({view['reason']})" if view["reason"] else ""))
+    if view["history"]:
+        print_table("", COLUMNS, [_row(round_) for round_ in view["history"]])
+    for line in (*_told(view["troubles"], view["job"], directory), *waiting(view, spec, directory)):
+        print_lines(line)
+
+
+def waiting(view: View, spec: JobSpec | None, directory: Path) -> list[str]:
+    """What a running job waits for."""
+    if view["state"] != "running" or spec is None:
+        return []
+    round_ = view.get("open_round")
+    if round_ is None:
+        wanted = f"{spec.min_reports} of them" if view["rounds_done"] else f"{spec.cohort} of them"
+        late = "" if view["rounds_done"] else f", or after {spec.deadline_s:g} s with {spec.min_reports}"
+        text = f"waits for devices that allow task {spec.task}: begins with {wanted}{late}"
+        return [f"{text}; see `fedbus-coordinator devices list --dir {directory}`"]
+    requests = round_["requests"]
+    lines = [
+        f"round {round_['round']}: {request['device']}: {request['state']}"
+        for request in requests
+        if request["state"] not in ("declined", "rejected")
+    ]
+    folded = sum(request["state"] == "folded" for request in requests)
+    if requests and folded < spec.min_reports and all(r["state"] not in OPEN for r in requests):
+        lines.append(
+            f"round {round_['round']}: {folded} of min_reports = {spec.min_reports} folded and nobody left "
+            f"to answer: asks further devices at its deadline (deadline_s = {spec.deadline_s:g})"
+        )
+    return lines
+
+
+def _told(found: list[View], job: str, directory: Path) -> Iterator[str]:
+    hidden = len(found) - TROUBLES_SHOWN
+    if hidden > 0:
+        yield f"{hidden} earlier refusals: `fedbus-coordinator jobs show {job} --json --dir {directory}`"
+    for trouble in found[-TROUBLES_SHOWN:]:
+        yield f"round {trouble['round']}: {trouble['device']}: {trouble['state']}: {trouble['reason']}"
+
+
+def _facts(journal: Journal, name: str) -> Iterator[AnyFact]:
+    for logged in journal.entries():
+        entry = decode_entry(logged.data)
+        for fact in entry.facts if isinstance(entry, Turned) else ():
+            if getattr(fact, "job", None) == name:
+                yield fact
+
+
+def _trouble(round_: int, device: str, state: str, reason: str) -> View:
+    return {"round": round_, "device": device, "state": state, "reason": reason}
+
+
+def _row(round_: View) -> tuple[object, ...]:
+    return (
+        round_["round"],
+        len(round_["reports"]),
+        round_["samples"],
+        "" if round_["accuracy_before"] is None else f"{round_['accuracy_before']:.3f}",
+        f"{round_['round_s']:.2f}",
+        f"{round_['overhead_s']:.3f}",
+        round_["model"][:16],
+    )

@@ -1,0 +1,1 @@
+"""``fedbus-coordinator demo``: a federation on one machine, as in real life."""

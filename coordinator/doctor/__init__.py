@@ -1,0 +1,1 @@
+"""``fedbus-coordinator doctor``: what may keep a coordinator from its work, measured."""

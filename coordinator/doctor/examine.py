@@ -1,0 +1,141 @@
+"""``doctor``: what may keep a coordinator from its work, measured, each finding with its remedy.
+
+Works beside a coordinator that serves: it opens sessions of its own, and only reads the state directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from broker import checkup
+from broker.checkup import Finding, Level, healthy
+from broker.journal import Journal, JournalError, JournalMissing
+from broker.ports import Ports
+from broker.reach import dated, reach
+from coordinator import control, ledger
+from coordinator.broker_admin.management import Management
+from coordinator.config import MANAGEMENT_PASSWORD, Config
+from coordinator.connection import authority, credentials
+from coordinator.doctor import amqp, management, mqtt
+from coordinator.doctor.checks import logged_in
+from coordinator.doctor.probes import Probes
+from coordinator.doctor.remedies import Brand
+from coordinator.entries import decode_entry
+from coordinator.keystore import FOLDER, Identity
+from schemas.errors import WireError
+
+PUBLIC: Final = ("root.pub", "key-set")
+
+
+async def examine(
+    directory: Path, config: Config, identity: Identity, ports: Ports
+) -> AsyncIterator[Finding]:
+    """Everything, in an order in which a fault explains what is left out behind it.
+
+    The caller holds `probes.LOCK`. Raises `coordinator.config.ConfigError` for settings that cannot be used.
+    """
+    for finding in machine(directory, identity, ports):
+        yield finding
+    own = credentials(directory, config, identity, ports)
+    if own.tls.certificate is not None:
+        yield _own_certificate(own.tls.certificate, ports)
+    way = await reach(config.broker, own.tls, ports.clock.wall_s())
+    if config.broker.startswith("embedded:") and not healthy(way):
+        remedy = f"`fedbus-coordinator serve --dir {directory}` starts it, and stops it"
+        yield Finding("broker", Level.WARNING, "the embedded broker does not run now", remedy)
+        return
+    for finding in way:
+        yield finding
+    if not healthy(way):
+        return
+    probes = Probes(directory, config, identity, ports)
+    api = _management(directory, config, ports)
+    if api is not None:
+        told = management.examine(api, config.vhost, identity.federation, ports.clock)
+        for finding in await ports.offload.run(list, told):
+            yield finding
+    if config.broker.startswith("embedded:"):
+        yield await logged_in(probes)
+        yield Finding("durability", Level.OK, EMBEDDED)
+        return
+    if config.broker.startswith("amqp"):
+        serving = await _serves(directory)
+        differences = management.differences
+        asked = partial(ports.offload.run, differences, api, config.vhost, own.client_id) if api else None
+        found = amqp.examine(probes, config.broker, own, asked, serving=serving)
+    else:
+        found = mqtt.examine(probes, Brand.RABBITMQ if config.management else Brand.UNKNOWN)
+    async for finding in found:
+        yield finding
+
+
+def _own_certificate(path: Path, ports: Ports) -> Finding:
+    try:
+        known = x509.load_pem_x509_certificate(ports.files.read(path))
+    except (OSError, ValueError) as error:
+        remedy = "name its PEM file: `certificate = ` in the settings"
+        return Finding("own certificate", Level.FAULT, f"{path}: {error}", remedy)
+    begins_s, ends_s = known.not_valid_before_utc.timestamp(), known.not_valid_after_utc.timestamp()
+    renew = "`fedbus-coordinator broker mosquitto` (or `rabbitmq`) with --client-certificates renews it"
+    return dated(begins_s, ends_s, ports.clock.wall_s(), name="own certificate", renew=renew)
+
+
+def _management(directory: Path, config: Config, ports: Ports) -> Management | None:
+    """RabbitMQ's management API, if this coordinator may ask it."""
+    path = directory / MANAGEMENT_PASSWORD
+    if not config.management or not ports.files.exists(path):
+        return None
+    password = ports.files.read(path).decode().strip()
+    return Management(config.management, password, authority(config, ports.files))
+
+
+async def _serves(directory: Path) -> bool:
+    try:
+        await control.call(directory, {"op": "status"})
+    except (control.NotServing, control.CommandFailed):
+        return False
+    return True
+
+
+EMBEDDED: Final = (
+    "the embedded broker is for one machine and loses what it holds when it ends; devices send again what "
+    "has no receipt, so no update is lost"
+)
+
+
+def machine(directory: Path, identity: Identity, ports: Ports) -> Iterator[Finding]:
+    """State directory, journal, clock, disk. Blocks while it reads the whole journal."""
+    keys = directory / FOLDER
+    secrets = [path for path in sorted(keys.rglob("*")) if path.is_file() and path.name not in PUBLIC]
+    yield checkup.secrets_kept(secrets, f"`chmod -R go-rwx {keys}`, as the user who serves")
+    journal, newest_wall_s = _journal(directory, identity, ports)
+    yield journal
+    yield checkup.clock(ports.clock.wall_s(), newest_wall_s, "the newest entry of the journal")
+    yield checkup.clock_source()
+    yield checkup.disk(directory)
+
+
+def _journal(directory: Path, identity: Identity, ports: Ports) -> tuple[Finding, float]:
+    """Whether the journal can be read, and the wall time of its last entry."""
+    try:
+        journal = Journal.open(ports.files, directory / ledger.FOLDER, identity.federation, read_only=True)
+    except JournalMissing:
+        return Finding("journal", Level.OK, "none yet: nobody has served here"), 0.0
+    except (JournalError, OSError) as error:
+        change = f"restore {directory} from a backup, whole"
+        return Finding("journal", Level.FAULT, str(error), change), 0.0
+    last = b""
+    try:
+        for entry in journal.entries():
+            last = entry.data
+        newest_wall_s = decode_entry(last).at.wall_s if last else 0.0
+    except (JournalError, WireError, OSError) as error:
+        return Finding("journal", Level.FAULT, str(error), f"restore {directory} from a backup, whole"), 0.0
+    finally:
+        journal.close()
+    return Finding("journal", Level.OK, f"{journal.count} entries, each as its checksum says"), newest_wall_s

@@ -1,0 +1,89 @@
+"""What RabbitMQ's management API tells the doctor: alarms, policies that drop messages, and its time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from broker.amqp import QUEUE_ARGUMENTS
+from broker.checkup import Finding, Level, clock_compared, told
+from broker.ports import Clock
+from coordinator.broker_admin.management import Management, ManagementError
+from schemas.ids import COORDINATOR, FederationId, broker_user
+
+DROPPING: Final = ("expires", "max-length", "max-length-bytes", "message-ttl")
+"""In a policy for our queues, each of these makes messages vanish, or refuses them."""
+ALARMS: Final = {
+    "mem_alarm": ("memory", "`vm_memory_high_watermark.relative = 0.6` in rabbitmq.conf, or more memory"),
+    "disk_free_alarm": (
+        "disk",
+        "free space on its disk, or `disk_free_limit.absolute = 1GB` in rabbitmq.conf",
+    ),
+}
+
+
+def examine(api: Management, vhost: str, federation: FederationId, clock: Clock) -> Iterator[Finding]:
+    """All that the API tells; blocks."""
+    try:
+        yield from alarms(api.get("nodes"))
+        yield policies(api.get("policies", vhost), federation)
+        its_wall_s = api.wall_s()
+    except ManagementError as error:
+        yield told("management", error)
+    else:
+        yield clock_compared(clock.wall_s(), its_wall_s, "RabbitMQ's machine")
+
+
+def alarms(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
+    """While one stands, RabbitMQ reads nothing from connections that publish."""
+    found = [(node["name"], alarm) for node in nodes for alarm in ALARMS if node.get(alarm)]
+    for name, alarm in found:
+        what, remedy = ALARMS[alarm]
+        measured = f"{what} alarm on node {name}: nobody can publish"
+        yield Finding("alarms", Level.FAULT, measured, remedy)
+    silent = [node["name"] for node in nodes if not ALARMS.keys() <= node.keys()]
+    if silent:  # it is down, or has only just begun
+        yield Finding("alarms", Level.UNKNOWN, f"node {silent[0]} does not tell whether it has an alarm")
+    elif not found:
+        yield Finding("alarms", Level.OK, f"none on {len(nodes)} node{'s' if len(nodes) > 1 else ''}")
+
+
+def policies(known: list[dict[str, Any]], federation: FederationId) -> Finding:
+    """Whether a policy drops what waits in the queue of the coordinator, or of a device."""
+    ours = [
+        broker_user(federation, COORDINATOR),
+        f"mqtt-subscription-{broker_user(federation, 'device')}qos1",
+    ]
+    for policy in known:
+        wrong = sorted(key for key in DROPPING if key in policy["definition"])
+        if wrong and policy["apply-to"] != "exchanges" and _matches(policy["pattern"], ours):
+            measured = (
+                f"policy {policy['name']!r} drops or refuses messages in our queues: {', '.join(wrong)}"
+            )
+            remedy = f"take {' and '.join(wrong)} out of it, or our queues out of its pattern"
+            return Finding("policies", Level.FAULT, measured, remedy)
+    return Finding("policies", Level.OK, "none bounds what waits in our queues")
+
+
+def differences(api: Management, vhost: str, queue: str) -> dict[str, str] | None:
+    """As in `broker.amqp_look.QueueLook`; None if the API does not tell. Blocks."""
+    try:
+        known = api.get("queues", vhost, queue)
+    except ManagementError:
+        return None
+    found, wanted = known["arguments"], QUEUE_ARGUMENTS
+    wrong = {
+        key: str(found.get(key, "none"))
+        for key in (*wanted, *(found.keys() - wanted.keys()))
+        if found.get(key) != wanted.get(key)
+    }
+    return wrong if known["durable"] else wrong | {"durable": "false"}
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    """RabbitMQ's patterns are PCRE; one that Python cannot read is taken to match."""
+    try:
+        return any(re.search(pattern, name) for name in names)
+    except re.error:
+        return True

@@ -1,0 +1,1 @@
+"""``fedbus-coordinator jobs report``: what happened in a job, as one page."""
