@@ -1,9 +1,8 @@
 """One AMQP connection: from the socket to a virtual host that admits us, with errors that say what to do.
 
-With `broker.amqp_channels` the only module that knows aiormq, the protocol library under aio-pika, and the
-only one that reaches behind its public names. aiormq 7.2 keeps to itself that the broker blocks a connection,
-starts a task that nobody waits for when one breaks, hides why a virtual host refused us, and goes on talking
-on a channel that the broker has closed.
+The modules ``broker.amqp_*`` alone know aiormq, and only this one and `broker.amqp_frames` reach behind its
+public names. aiormq 7.2 keeps to itself that the broker blocks a connection, starts a task that nobody waits
+for when one breaks, and hides why a virtual host refused us.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import aiormq
-from aiormq.abc import ChannelFrame
 from aiormq.connection import FrameReceiver
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
-    ChannelInvalidStateError,
     ConnectionClosed,
     ProbableAuthenticationError,
 )
@@ -32,6 +29,7 @@ from pamqp.commands import Connection
 from pamqp.frame import FrameTypes
 from yarl import URL
 
+from broker.amqp_frames import Outgoing
 from broker.bus import BusError, BusLost, BusRefused, Credentials
 from broker.tls import explain, hung_up, tls_context
 
@@ -45,8 +43,6 @@ CLOSE_DEADLINE_S: Final = 2.0
 READ_BUFFER_BYTES: Final = 1 << 20
 
 _ACCESS_REFUSED: Final = 403
-_CHANNEL_OPEN: Final = bytes([0, 20, 0, 10])
-_CHANNEL_CLOSE_OK: Final = bytes([0, 20, 0, 41])
 
 # All that it reports reaches our callers as errors, or the log of `broker.amqp`.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
@@ -79,7 +75,7 @@ class AmqpConnection(aiormq.Connection):
         blocked: Callable[[str], None],
     ) -> None:
         super().__init__(url, transport_factory=wire)
-        self.write_queue = _Outgoing(self.FRAME_BUFFER_SIZE)
+        self.write_queue = Outgoing(self.FRAME_BUFFER_SIZE)
         self._wire = wire
         self._broken = broken
         self._blocked = blocked
@@ -126,26 +122,6 @@ class AmqpConnection(aiormq.Connection):
                 raise ProbableAuthenticationError(answer.reply_text)
             raise ConnectionClosed(answer.reply_code, answer.reply_text)
         return answer
-
-
-class _Outgoing(asyncio.Queue[ChannelFrame]):
-    """Frames to be written. What would follow the end of its channel raises `ChannelInvalidStateError`: the
-    broker would end the whole connection for it."""
-
-    def __init__(self, frames_max: int) -> None:
-        super().__init__(frames_max)
-        self._ended: set[bytes] = set()
-
-    def _put(self, item: ChannelFrame) -> None:
-        # AMQP 0-9-1, section 2.3.5: type, channel, size; then class and method.
-        channel, method = item.payload[1:3], item.payload[7:11]
-        if method == _CHANNEL_OPEN:
-            self._ended.discard(channel)
-        elif channel in self._ended:
-            raise ChannelInvalidStateError("the channel has ended")
-        elif method == _CHANNEL_CLOSE_OK:
-            self._ended.add(channel)
-        super()._put(item)
 
 
 class _Wire(aiormq.TransportFactory):
