@@ -103,8 +103,12 @@ class Publisher:
         line = self._presence.line
         while not line.lost:
             channel = await line.unless_lost(self.channel())
-            with suppress(ChannelInvalidStateError):  # it was closed before this message went out
+            try:
                 await line.unless_lost(self._send(channel, exchange, key, topic, payload))
+            except ChannelInvalidStateError:
+                # The broker closed it before this message went out. aiormq needs some turns to follow.
+                await line.unless_lost(asyncio.wait([channel.closing]))
+            else:
                 return True
         return False
 

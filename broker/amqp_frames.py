@@ -1,8 +1,7 @@
-"""What passes over an AMQP connection, frame by frame: aiormq goes on talking on a channel that the broker has
-closed.
+"""What passes over an AMQP connection, frame by frame: aiormq goes on talking on a channel that has ended.
 
-A frame (AMQP 0-9-1, section 2.3.5) is its type, its channel and its size, then what it carries (a method frame
-its class and method first), and a byte that ends it.
+A frame (AMQP 0-9-1, section 2.3.5) is its type, its channel and its size, then what it carries (in a method
+frame class and method come first), and one byte that ends it.
 """
 
 from __future__ import annotations

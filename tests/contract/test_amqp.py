@@ -8,7 +8,9 @@ import logging
 from collections.abc import AsyncIterator
 
 import pytest
+from aiormq.abc import ChannelFrame
 
+from broker import amqp_connection, amqp_frames
 from broker.bus import Bus, BusError, BusLost, BusRefused, BusUndelivered, Connected
 from tests.brokers import RabbitMQ
 from tests.contract.amqp_site import Site, alarm, publish_until_refused
@@ -84,6 +86,34 @@ async def test_what_is_on_its_way_beside_a_denied_message_arrives_or_says_that_n
         assert payload in arrived or isinstance(error, BusUndelivered)
         if payload != b"50":
             assert error is None or isinstance(error, BusLost)
+
+
+async def test_a_message_that_comes_while_a_channel_ends_goes_out_on_the_next(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = asyncio.Event()
+
+    class Watched(amqp_frames.Outgoing):
+        def _put(self, item: ChannelFrame) -> None:
+            super()._put(item)
+            if item.payload[7:11] == amqp_frames.CHANNEL_CLOSE_OK:
+                ending.set()
+
+    monkeypatch.setattr(amqp_connection, "Outgoing", Watched)
+    own = site.topic.replace("/", "\\.")
+    site.grant(topics=(f"^{own}$", ".*"))
+
+    async def send_late(bus: Bus) -> None:
+        await ending.wait()  # and not until aiormq has closed its channel, which takes it some turns
+        await bus.publish(site.topic, b"late")
+
+    async with site.bus(site.topic) as bus, asyncio.TaskGroup() as group:
+        peer = Peer(bus)
+        await peer.connected()
+        group.create_task(send_late(bus))
+        with pytest.raises(BusUndelivered, match="may not publish"):
+            await bus.publish("fedbus/x", b"x")
+        assert [d.payload for d in await peer.take(1)] == [b"late"]
 
 
 async def test_a_full_queue_refuses_and_takes_again_once_it_was_read(site: Site) -> None:
