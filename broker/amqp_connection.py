@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiormq
 from aiormq.connection import FrameReceiver
@@ -29,7 +29,7 @@ from pamqp.commands import Connection
 from pamqp.frame import FrameTypes
 from yarl import URL
 
-from broker.amqp_frames import Outgoing
+from broker.amqp_frames import Incoming, Outgoing
 from broker.bus import BusError, BusLost, BusRefused, Credentials
 from broker.tls import explain, hung_up, tls_context
 
@@ -97,6 +97,9 @@ class AmqpConnection(aiormq.Connection):
     def _on_reader_done(self, task: asyncio.Task[Any]) -> None:
         # aiormq would close itself now, in a task of its own. Ours is closed by its link.
         self._broken(None if task.cancelled() else task.exception())
+
+    async def _Connection__reader(self, frame_receiver: FrameReceiver) -> None:  # noqa: N802
+        await cast("Any", super())._Connection__reader(Incoming(frame_receiver.reader))
 
     async def _Connection__handle_connection_blocked(self, frame: Connection.Blocked) -> None:  # noqa: N802
         self._blocked(frame.reason or "no reason given")
