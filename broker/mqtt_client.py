@@ -196,7 +196,9 @@ class MqttClient:
         return self._take_connack()
 
     def _on_message(self, _client: PahoClient, _userdata: object, message: MQTTMessage) -> None:
-        self._receive(message.topic, bytes(message.payload), message.mid if message.qos else None)
+        # Not `message.topic`, which raises when a sender did not keep to UTF-8; paho would never recover.
+        topic = message._topic.decode("utf-8", "replace")
+        self._receive(topic, bytes(message.payload), message.mid if message.qos else None)
 
     def _on_disconnect(self, *args: Any) -> None:
         # aiomqtt overlooks a break before CONNACK, and would wait for an answer for ever.

@@ -73,6 +73,17 @@ async def test_nothing_is_acknowledged_by_itself_nor_on_another_connection(broke
         assert (await second.read(PUBACK)).number == 21
 
 
+async def test_a_topic_that_is_not_utf_8_is_delivered_as_one_that_nobody_has(broker: ScriptedBroker) -> None:
+    async with bus_to(broker, "t") as bus:
+        peer, wire = Peer(bus), await broker.accept()
+        await wire.welcome()
+        wire.deliver(11, b"odd", b"t/\xff")
+        wire.deliver(12, b"next")
+        odd, following = await peer.take(2)
+        assert [(await wire.read(PUBACK)).number for _ in range(2)] == [11, 12]
+    assert (odd.topic, odd.payload, following.payload) == ("t/\ufffd", b"odd", b"next")
+
+
 async def test_messages_pass_both_ways_while_the_broker_still_owes_the_grant(broker: ScriptedBroker) -> None:
     async with bus_to(broker, "t") as bus:
         peer, wire = Peer(bus), await broker.accept()

@@ -56,9 +56,9 @@ class Wire:
         self.grant(await self.read(SUBSCRIBE))
         return connect.body
 
-    def deliver(self, number: int, payload: bytes) -> None:
-        """PUBLISH with QoS 1 to the topic "t"."""
-        body = b"\x00\x01t" + number.to_bytes(2, "big") + payload
+    def deliver(self, number: int, payload: bytes, topic: bytes = b"t") -> None:
+        """PUBLISH with QoS 1."""
+        body = len(topic).to_bytes(2, "big") + topic + number.to_bytes(2, "big") + payload
         self._writer.write(bytes([0x32, len(body)]) + body)
 
     def acknowledge(self, sent: Packet) -> None:
