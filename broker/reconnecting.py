@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -25,7 +26,7 @@ smaller. What a broker without a window sends beyond it waits in memory here."""
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 30.0
 STABLE_S = 5.0
-"""A connection that lasted this long starts the back-off anew when it breaks."""
+"""A connection that stood this long starts the back-off anew when it breaks."""
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class ReconnectingBus:
         self._state: Link | BusError | None = self._outside()
         self._problem = f"{name}: not connected yet"
         self._connections = 0
+        self._stands_since_s = math.inf
         self._granted = 0
         self._arrived: deque[_LinkDelivery | Connected] = deque()
         self._changed = asyncio.Event()
@@ -207,7 +209,8 @@ class ReconnectingBus:
         failures, said = 0, ""
         try:
             while True:
-                begin_s = self._clock.monotonic_s()
+                # From when it stands, not from the dialling: a broker that does not answer takes long, too.
+                self._stands_since_s = math.inf
                 try:
                     await self._connect_once()
                 except BusRefused as refused:
@@ -217,7 +220,7 @@ class ReconnectingBus:
                     # The same cause again is no news; every try stays visible to who looks closer.
                     _log.log(logging.DEBUG if str(lost) == said else logging.WARNING, "%s", lost)
                     said = str(lost)
-                if self._clock.monotonic_s() - begin_s >= STABLE_S:
+                if self._clock.monotonic_s() - self._stands_since_s >= STABLE_S:
                     failures, said = 0, ""
                 jitter = self._entropy.random_bytes(1)[0] / 255
                 await asyncio.sleep(pause_s(failures, self._retry_max_s, jitter))
@@ -233,6 +236,7 @@ class ReconnectingBus:
         try:
             inbox.open(link)
             await link.open()
+            self._stands_since_s = self._clock.monotonic_s()
             self._connections = inbox.number
             self._forget_old_arrivals()
             # Sending may begin before the subscriptions are granted: a reader that answers before it

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from broker.bus import BusError, BusLost, BusRefused, BusUndelivered, Connected
 from broker.connect import LOCAL_RETRY_MAX_S
-from broker.reconnecting import RETRY_FIRST_S, RETRY_MAX_S, Inbox, ReconnectingBus, pause_s
+from broker.reconnecting import RETRY_FIRST_S, RETRY_MAX_S, STABLE_S, Inbox, ReconnectingBus, pause_s
 from broker.system import system_ports
 from tests.contract.problems import problem
 from tests.contract.transports import PATIENCE_S, Peer
+from tests.sim.machine import SimClock, SimEntropy
+from tests.sim.virtual_loop import run
 
 
 class ScriptedLink:
@@ -124,6 +127,60 @@ async def test_a_message_that_the_broker_does_not_take_is_an_error_of_that_messa
             await bus.publish("t", b"x")
         await bus.publish("t", b"x")
         assert bus.problem == ""
+
+
+class TimedLink(ScriptedLink):
+    """Takes its time to open, and to break; ``dialled_s`` notes when it was tried."""
+
+    def __init__(self, dialled_s: list[float], *, opens_s: float, stands_s: float = 0.0) -> None:
+        super().__init__(None if stands_s else BusLost("nobody answers"))
+        self._dialled_s = dialled_s
+        self._opens_s, self._stands_s = opens_s, stands_s
+        self.granted.set()
+
+    async def open(self) -> None:
+        self._dialled_s.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self._opens_s)
+        await super().open()
+
+    async def ended(self) -> BusLost:
+        await asyncio.sleep(self._stands_s)
+        return BusLost("it broke")
+
+
+def dialled_within(duration_s: float, links: Callable[[list[float]], ScriptedLink]) -> list[float]:
+    """When a bus over such links dials, on a virtual clock."""
+    dialled_s: list[float] = []
+
+    async def play() -> None:
+        async with ReconnectingBus(
+            "broker x",
+            lambda _: links(dialled_s),
+            clock=SimClock(),
+            entropy=SimEntropy(0),
+            window_deliveries=1,
+        ):
+            await asyncio.sleep(duration_s)
+
+    run(play)
+    return dialled_s
+
+
+def test_a_broker_that_does_not_answer_is_spared_however_long_its_silence_takes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    silence_s = 3 * STABLE_S
+    dialled_s = dialled_within(600, lambda dialled: TimedLink(dialled, opens_s=silence_s))
+    pauses_s = [later - earlier - silence_s for earlier, later in pairwise(dialled_s)]
+    assert pauses_s[-1] >= RETRY_MAX_S / 2
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+@pytest.mark.parametrize(("stands_s", "spared"), [(STABLE_S / 2, True), (2 * STABLE_S, False)])
+def test_a_connection_that_stood_for_a_while_is_dialled_again_at_once(stands_s: float, spared: bool) -> None:
+    dialled_s = dialled_within(600, lambda dialled: TimedLink(dialled, opens_s=0, stands_s=stands_s))
+    pauses_s = [later - earlier - stands_s for earlier, later in pairwise(dialled_s)]
+    assert (max(pauses_s) > 2 * RETRY_FIRST_S) == spared
 
 
 jitters = st.floats(0, 1)
