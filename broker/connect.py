@@ -80,7 +80,7 @@ def _amqp(
         from broker.amqp import amqp_bus
     except ModuleNotFoundError as error:
         raise BusError(
-            f"broker URL {parts.scheme}: aio-pika is not installed; "
+            f"broker URL {parts.scheme}: aiormq is not installed; "
             "`pip install 'fedbus[coordinator]'` brings it"
         ) from error
     return amqp_bus(

@@ -82,7 +82,7 @@ def test_a_missing_library_is_an_error_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "broker.amqp", None)
-    with pytest.raises(BusError, match=r"aio-pika is not installed; `pip install 'fedbus\[coordinator\]'`"):
+    with pytest.raises(BusError, match=r"aiormq is not installed; `pip install 'fedbus\[coordinator\]'`"):
         connect(f"{scheme}://h", ANN, [], ports=system_ports())
 
 
