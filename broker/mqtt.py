@@ -24,7 +24,9 @@ HANDSHAKE_DEADLINE_S = 15.0
 _REFUSALS: Final = {
     133: "check the client id with the broker's operator",
     134: "check user name and password with the broker's operator",
-    135: "check user name and password, and what this user may do, with the broker's operator",
+    # RabbitMQ has no other word for a limit that is reached, and Mosquitto none for a wrong password.
+    135: "check user name and password, what this user may do, and on RabbitMQ limits of connections, with "
+    "the broker's operator",
 }
 _NOT_GRANTED = 0x80
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.amqp import binding_key, routing_key
-from broker.bus import BusError, BusRefused, Connected
+from broker.bus import BusError, BusRefused, Connected, Credentials
+from broker.connect import connect
+from broker.system import system_ports
 from tests.brokers import RabbitMQ
 from tests.contract.amqp_site import Site
 from tests.contract.problems import problem
@@ -84,6 +86,16 @@ async def test_a_limit_of_connections_is_waited_for(site: Site) -> None:
         await problem(bus, "user connection limit (1) is reached")
         site.node.operator.call("DELETE", limit)
         assert await Peer(bus).connected() == Connected(1)
+
+
+@pytest.mark.live
+async def test_over_mqtt_a_limit_of_connections_is_a_refusal_that_names_limits(site: Site) -> None:
+    limit = f"user-limits/{quote(site.name, safe='')}/max-connections"
+    site.node.operator.call("PUT", limit, {"value": 0})
+    url = f"mqtt://{quote(site.name, safe='')}:right@127.0.0.1:{site.node.mqtt}"
+    async with connect(url, Credentials(site.name), [], ports=system_ports()) as bus:
+        with pytest.raises(BusRefused, match="on RabbitMQ limits of connections"):
+            await bus.publish(site.topic, b"x")
 
 
 levels = st.text(st.characters(exclude_characters="./+#\0", codec="utf-8"), max_size=8)
