@@ -13,7 +13,7 @@ import pytest
 from broker.amqp import QUEUE_ARGUMENTS
 from broker.embedded import EmbeddedBroker
 from broker.system import system_ports
-from tests.brokers import Mosquitto, RabbitMQ
+from tests.brokers import Mosquitto, RabbitMQ, free_ports
 from tests.contract.capabilities import those
 from tests.contract.transports import EmbeddedTransport, MemoryTransport, RealTransport, Transport
 
@@ -23,7 +23,7 @@ _numbers = itertools.count()
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
     """A real embedded broker, one per module."""
-    broker = EmbeddedBroker(system_ports(), tmp_path_factory.mktemp("broker"), 0)
+    broker = EmbeddedBroker(system_ports(), tmp_path_factory.mktemp("broker"), free_ports(1)[0])
     asyncio.run(broker.ensure())
     try:
         yield broker

@@ -43,11 +43,13 @@ class Proxy:
         await self._idle.wait()
 
     async def cut(self) -> None:
-        """Break all connections; returns once a client has noticed and tried again in vain."""
+        """Break all connections; returns once a client has tried again in vain and the broker has noticed."""
         self._whole = False
         self._turned_away.clear()
-        self._break()
+        for writer in self._near:
+            writer.transport.abort()
         await self._turned_away.wait()
+        await self._idle.wait()
 
     def restore(self) -> None:
         """Let connections through again."""

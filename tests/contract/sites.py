@@ -17,7 +17,7 @@ import pytest
 
 from broker.embedded import EmbeddedBroker
 from broker.system import system_ports
-from tests.brokers import Mosquitto, RabbitMQ
+from tests.brokers import Mosquitto, RabbitMQ, free_ports
 from tests.contract.conftest import mosquitto_transport, rabbitmq_transport
 from tests.contract.transports import EmbeddedTransport, RealTransport
 
@@ -38,7 +38,7 @@ def serving(name: str, folder: Path, request: pytest.FixtureRequest) -> Iterator
     """The body of a fixture: a broker that serves."""
     match name:
         case "embedded":
-            daemon = EmbeddedBroker(system_ports(), folder / "embedded", 0)
+            daemon = EmbeddedBroker(system_ports(), folder / "embedded", free_ports(1)[0])
             asyncio.run(daemon.ensure())
             try:
                 yield daemon

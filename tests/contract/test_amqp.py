@@ -199,6 +199,8 @@ async def test_a_session_that_is_not_durable_needs_no_queue_and_leaves_none(site
 async def test_leaving_at_any_moment_leaves_nothing_behind(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
+    gc.collect()
+    caplog.clear()  # of what earlier tests left
     async with Proxy(site.node.amqp) as proxy:
         async with site.bus(site.topic, port=proxy.port):
             pass

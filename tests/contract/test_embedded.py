@@ -17,6 +17,7 @@ import pytest
 from broker.bus import BusError, BusRefused, Connected
 from broker.embedded import LOG_BYTES_MAX, EmbeddedBroker, remove_user
 from broker.system import system_ports
+from tests.brokers import free_ports
 from tests.contract.transports import EmbeddedTransport
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ from broker.embedded import EmbeddedBroker
 from broker.system import system_ports
 
 async def main():
-    await EmbeddedBroker(system_ports(), Path(sys.argv[1]), 0).ensure()
+    await EmbeddedBroker(system_ports(), Path(sys.argv[1]), int(sys.argv[2])).ensure()
     print("up", flush=True)
     await asyncio.Event().wait()
 
@@ -38,7 +39,7 @@ asyncio.run(main())
 @pytest.fixture
 async def own(tmp_path: Path) -> AsyncIterator[EmbeddedBroker]:
     """A broker of this test alone, which the test starts."""
-    broker = EmbeddedBroker(system_ports(), tmp_path, 0)
+    broker = EmbeddedBroker(system_ports(), tmp_path, free_ports(1)[0])
     try:
         yield broker
     finally:
@@ -222,7 +223,7 @@ async def test_a_broker_outlives_the_kill_of_its_starter_and_is_found_again(
 ) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", STARTER, str(tmp_path)],
+        [sys.executable, "-c", STARTER, str(tmp_path), str(own.port)],
         env=env,
         stdout=subprocess.PIPE,
         start_new_session=True,

@@ -82,7 +82,7 @@ class Transport(Protocol):
         """
 
     async def cut(self, name: str) -> None:
-        """Break the client's connection and refuse new ones; it has noticed on return."""
+        """Break the client's connection and refuse new ones; both sides have noticed on return."""
 
     def restore(self, name: str) -> None: ...
 
