@@ -26,8 +26,10 @@ CHANNEL_CLOSE_OK: Final = bytes([0, 20, 0, 41])
 
 _DELIVER: Final = bytes([0, 60, 0, 60])
 _START: Final = Struct(">BHI")
-_OUR_FLAGS: Final = bytes([0x10, 0x80])
-"""Of the properties that our own messages have: delivery mode and message id, one byte and a short string."""
+_MESSAGE_ID: Final = 1 << 7
+_BEFORE_ID: Final = ((15, 1), (14, 1), (13, 4), (12, 0), (11, 0), (10, 1), (9, 1), (8, 1))
+"""Flags of the properties that stand before the message id, each with the bytes that tell its length; those
+without are one byte long (AMQP 0-9-1, section 4.2.6.1)."""
 
 
 class Outgoing(asyncio.Queue[ChannelFrame]):
@@ -51,7 +53,7 @@ class Outgoing(asyncio.Queue[ChannelFrame]):
 
 class Incoming(FrameReceiver):
     """Frames as they come. A message is delivered whatever its sender wrote into properties and topic, and as
-    quickly as any other: properties are not read."""
+    quickly as any other: of properties only the message id is read."""
 
     async def get_frame(self) -> ReceivedFrame:
         """Raises `AMQPConnectionError`, `InvalidFrameError`."""
@@ -76,8 +78,13 @@ class Incoming(FrameReceiver):
 def _header(data: bytes) -> ContentHeader:
     """Class, weight, size of the body, flags, properties. By its id we know our own when it is returned."""
     header = ContentHeader(body_size=int.from_bytes(data[4:12]))
-    if data[12:14] == _OUR_FLAGS:
-        header.properties.message_id = _text(data[16:])
+    flags, start = int.from_bytes(data[12:14]), 14
+    if flags & _MESSAGE_ID:
+        for bit, size_bytes in _BEFORE_ID:
+            if flags & 1 << bit:
+                start += size_bytes + int.from_bytes(data[start : start + size_bytes]) if size_bytes else 1
+        end = start + 1 + int.from_bytes(data[start : start + 1])
+        header.properties.message_id = _text(data[start + 1 : end])
     return header
 
 
