@@ -20,7 +20,7 @@ from coordinator.facts import UpdateJudged, UpdateReceived
 from schemas import events as e
 from schemas.limits import GRANT_BYTES_MAX, MIB
 from tests.bench.deployed import SETTLED_S, Deployment, deployed
-from tests.bench.throughput import sealed_update, send
+from tests.bench.throughput import asked, sealed_update, send
 from tests.brokers import rss_bytes
 from tests.standin import StandIn
 
@@ -85,7 +85,7 @@ async def _uploading(deployment: Deployment) -> dict[str, Any]:
         await asyncio.sleep(SETTLED_S)
         idle_bytes = deployment.broker_rss_bytes()
         await deployment.submit("uploading", LARGE, UPLOADING, rounds=1)
-        ready = [await sealed_update(device) for device in devices]
+        ready = [await sealed_update(*await asked(device)) for device in devices]
         began_s = time.monotonic()
         async with _peak(deployment) as peak:
             async with asyncio.TaskGroup() as group:

@@ -64,8 +64,8 @@ def fold(result: Result, path: Path) -> None:
 
 def throughput(result: Result, path: Path) -> None:
     """Bare clients and receipted updates, side by side."""
-    figure, axes = plt.subplots(figsize=(7, 3))
     rows = result["rows"]
+    figure, axes = plt.subplots(figsize=(7, 1.2 + len(rows)))
     for offset, field, colour, label in (
         (-0.2, "raw_mib_per_s", "0.7", "bare clients"),
         (0.2, "receipted_mib_per_s", "tab:blue", "updates, receipted"),
@@ -77,9 +77,13 @@ def throughput(result: Result, path: Path) -> None:
             color=colour,
             label=label,
         )
-    axes.set_yticks(range(len(rows)), [f"{row['broker']}\nratio {row['ratio']:.2f}" for row in rows])
-    axes.set(xlabel="MiB/s, chunks of 1 MiB from 16 devices", title="the same bytes through the same broker")
-    axes.legend(loc="lower right")
+    labels = [
+        f"{row['broker']}\n{row['chunk_bytes'] // 1024:,} KiB chunks\nratio {row['ratio']:.2f}"
+        for row in rows
+    ]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set(xlabel=f"MiB/s, from {rows[0]['devices']} devices", title="the same bytes, the same broker")
+    axes.legend(loc="upper right")
     _save(figure, path)
 
 

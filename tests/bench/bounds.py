@@ -1,0 +1,86 @@
+"""What the benches' results must be: bounds that the project promises, each beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from schemas.limits import MIB
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """``value`` must be at most ``limit``; at least, if ``least``."""
+
+    what: str
+    value: float
+    limit: float
+    least: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.limit if self.least else self.value <= self.limit
+
+    def told(self) -> str:
+        """In one line."""
+        side = "at least" if self.least else "at most"
+        verdict = "holds" if self.holds else "MISSED"
+        return f"{self.what}: {self.value:.4g}, {side} {self.limit:.4g}: {verdict}"
+
+
+def _rounds(result: Result) -> Iterator[Bound]:
+    yield Bound("round overhead, median, s", result["round_overhead_s_median"], 0.1)
+
+
+def _idle(result: Result) -> Iterator[Bound]:
+    yield Bound("idle agent, MiB", result["rss_bytes"] / MIB, 36)
+    yield Bound("children of the idle agent", result["children"], 0)
+    yield Bound("heavy libraries mapped", len(result["mapped"]), 0)
+
+
+def _fold(result: Result) -> Iterator[Bound]:
+    for row in result["rows"]:
+        size = f"{row['updates']} x {row['parameters']}"
+        yield Bound(f"{size}: fold / bare work", row["ratio"], 1.3)
+        yield Bound(f"{size}: peak over idle, bytes per parameter", row["peak_bytes_per_parameter"], 32)
+
+
+def _throughput(result: Result) -> Iterator[Bound]:
+    for row in result["rows"]:
+        chunks = f"{row['broker']}, chunks of {row['chunk_bytes'] // 1024} KiB"
+        if row["chunk_bytes"] == MIB:
+            yield Bound(f"{chunks}: receipted / bare clients", row["ratio"], 0.5, least=True)
+
+
+def _uploading(result: Result) -> Iterator[Bound]:
+    for row in result["rows"]:
+        broker, devices = row["broker"], row["devices"]
+        yield Bound(f"{broker}: broker, MiB", row["broker_rss_peak_bytes"] / MIB, row["bound_bytes"] / MIB)
+        for what in ("receipted", "folded"):
+            yield Bound(f"{broker}: updates {what}", row[what], devices, least=True)
+        yield Bound(f"{broker}: updates taken twice", row["twice"], 0)
+
+
+def _tls(result: Result) -> Iterator[Bound]:
+    yield Bound("agent while it sends, MiB", result["rss_peak_bytes"] / MIB, 48)
+    more_bytes = result["rss_after_bytes"] - result["rss_idle_bytes"]
+    yield Bound(f"agent {result['after_s']:.0f} s later, MiB over idle", more_bytes / MIB, 2)
+
+
+_BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
+    "rounds": _rounds,
+    "idle": _idle,
+    "fold": _fold,
+    "throughput": _throughput,
+    "uploading": _uploading,
+    "tls": _tls,
+}
+
+
+def of(bench: str, result: Result) -> Iterator[Bound]:
+    """Those of one bench; none where nothing is promised."""
+    if bench in _BOUNDS:
+        yield from _BOUNDS[bench](result)
