@@ -161,6 +161,8 @@ class Credits:
     lease_s: float = RESEND_CAP_S
     lines: dict[Key, Line] = field(default_factory=dict)
     granted_bytes: int = 0
+    left_bytes: int = 0
+    """Granted once, and on its way still for all that is known: shares are smaller by it."""
     _queue: dict[Key, None] = field(default_factory=dict)  # hungry lines, longest waiting first
     _active: int = 0  # lines with a grant
 
@@ -218,7 +220,7 @@ class Credits:
 
     def _window(self, line: Line) -> int:
         """Chunks that may be granted to a transfer at a time."""
-        share_bytes = self.bytes_max // max(SHARES, len(self.lines))
+        share_bytes = max(self.bytes_max - self.left_bytes, 0) // max(SHARES, len(self.lines))
         return min(line.window, max(share_bytes // line.chunk_bytes, 1))
 
     def drop(self, owner: str, transfer: bytes) -> None:
@@ -229,13 +231,12 @@ class Credits:
             self.granted_bytes -= len(line.granted) * line.chunk_bytes
             self._active -= bool(line.granted)
 
-    def expire(self, now_s: float) -> list[Key]:
+    def expire(self, now_s: float) -> list[Line]:
         """Drop the transfers that hold a grant and have been silent; returns which."""
-        silent = [
-            key for key, line in self.lines.items() if line.granted and now_s - line.heard_s > self.lease_s
-        ]
-        for owner, transfer in silent:
-            self.drop(owner, transfer)
+        lines = self.lines.values()
+        silent = [line for line in lines if line.granted and now_s - line.heard_s > self.lease_s]
+        for line in silent:
+            self.drop(line.owner, line.transfer)
         return silent
 
     def grant(self, now_s: float) -> list[Granted]:

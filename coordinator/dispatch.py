@@ -76,7 +76,7 @@ class Dispatch:
             self.dropped[device] += 1
 
     async def told(self, device: str) -> None:
-        """Wait until nothing is queued for a device, but not for long."""
+        """Wait until all that was queued for a device is sent, but not for long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(TOLD_S):
                 while self._queued[device]:  # noqa: ASYNC110 - rare, and short
@@ -229,9 +229,6 @@ class Dispatch:
     async def _send(self, bus: Bus, lane: asyncio.Queue[tuple[str, Event | bytes | SendModel]]) -> None:
         while True:
             device, what = await lane.get()
-            self._queued[device] -= 1
-            if not self._queued[device]:
-                del self._queued[device]
             topic = topics.down(self._identity.federation, DeviceId(device))
             try:
                 if isinstance(what, bytes):
@@ -242,6 +239,10 @@ class Dispatch:
                     await self._send_event(bus, topic, device, what)
             except BusUndelivered:
                 self.dropped[device] += 1  # in doubt: the device asks again after it reconnects
+            finally:
+                self._queued[device] -= 1
+                if not self._queued[device]:
+                    del self._queued[device]
 
     async def _send_event(self, bus: Bus, topic: str, device_id: str, event: Event) -> None:
         device = self._ledger.state.devices.get(device_id)

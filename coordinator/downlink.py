@@ -3,12 +3,14 @@
 A pull names the chunks that its device waits for, the next of all that it lacks. What was sent and is no
 longer named has arrived: that is how credit comes back (broker.transfer.Credits). An empty pull says that the
 model is whole. A pull that shows no progress says that what was sent is lost: it is sent again, one chunk at
-first. A device that says nothing for a lease gets nothing more until it speaks.
+first. A device that says nothing for a lease gets nothing more until it speaks; meanwhile the others get
+fewer chunks at a time, since what it was sent may still lie at the broker.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from broker.bus import Bus, BusLost, BusUndelivered
@@ -49,13 +51,15 @@ class Downlink:
         self._federation = federation
         self._tell = tell
         self._queue: asyncio.Queue[Due] = asyncio.Queue()  # bounded by the credit
-        self._due: set[Due] = set()
+        self._due: dict[Due, bool] = {}  # whether it is sent for the second time
+        self._left: Counter[str] = Counter()  # bytes sent to devices that fell silent
         self.credits = Credits(transfers_max=DEVICES_MAX)
         """Of what was sent, or is about to be, and has not shown up at its device."""
 
     def pull(self, pull: SendChunks) -> None:
         """A device waits for these chunks; those that it was sent and does not name any more are there."""
         device, transfer = pull.device, pull.transfer
+        self.credits.left_bytes -= self._left.pop(device, 0)  # it is there again, and reads it
         offered = self._offered(device, transfer)
         if offered is None:
             text = "this model is not offered; ask for your state"
@@ -92,9 +96,9 @@ class Downlink:
             for index in grant.chunks:
                 self._put((grant.owner, grant.transfer, index))
 
-    def _put(self, due: Due) -> None:
+    def _put(self, due: Due, *, again: bool = False) -> None:
         if due not in self._due:
-            self._due.add(due)
+            self._due[due] = again
             self._queue.put_nowait(due)
 
     async def run(self, bus: Bus) -> None:
@@ -107,7 +111,7 @@ class Downlink:
     async def _send(self, bus: Bus) -> None:
         while True:
             due = await self._queue.get()
-            self._due.discard(due)
+            again = self._due.pop(due)
             device, transfer, index = due
             line = self.credits.lines.get((device, transfer))
             offered = self._offered(device, transfer)
@@ -118,14 +122,20 @@ class Downlink:
             try:
                 await bus.publish(topic, pack_chunk(transfer, index, sealed))
             except BusLost:  # most likely it did not arrive, and the device would wait long before it says so
-                self._put(due)
+                if not again:  # else it may be this chunk that breaks the connection
+                    self._put(due, again=True)
             except BusUndelivered:  # its session is gone, or full; the device pulls again
                 continue
 
     async def _take_back(self) -> None:
         while True:
             await asyncio.sleep(RESEND_FIRST_S)
-            self.credits.expire(self._now_s())
+            for line in self.credits.expire(self._now_s()):
+                self._left[line.owner] += len(line.granted) * line.chunk_bytes
+            for device in list(self._left):
+                if self._ledger.state.devices[device].state is not DeviceState.ACTIVE:
+                    self._left.pop(device)  # it never comes back
+            self.credits.left_bytes = self._left.total()
             self._grant()
 
     def _now_s(self) -> float:

@@ -38,7 +38,7 @@ from schemas.errors import (
 )
 from schemas.events import Refusal, Stale, Update, decode_from_device
 from schemas.ids import key_id
-from schemas.limits import MESSAGE_BYTES_MAX, SMALL_BODY_BYTES_MAX, TEXT_CHARS_MAX
+from schemas.limits import MESSAGE_BYTES_MAX, RESEND_FIRST_S, SMALL_BODY_BYTES_MAX, TEXT_CHARS_MAX
 
 WRITES_MAX = 16  # bodies being written at the same time
 REFUSAL_EVERY_S = 30.0  # at most one refusal, and one line in the log, per device and reason in this time
@@ -70,6 +70,9 @@ class Intake:
         self.dropped = dispatch.dropped
         self._writes = asyncio.Semaphore(WRITES_MAX)
         self._said_at_s: dict[tuple[str, str], float] = {}
+        self._held: dict[
+            Delivery, float
+        ] = {}  # since when, not acknowledged yet: bounded by the bus's window
 
     def transfers(self) -> dict[str, int]:
         """How much is under way, for people."""
@@ -87,13 +90,19 @@ class Intake:
     async def run(self, bus: Bus) -> None:
         """Read the bus until cancelled. Raises `broker.bus.BusRefused`."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.uploads.run(), name="uploads")
+            tasks.create_task(self.uploads.run(lambda: self._reads(bus)), name="uploads")
             async for item in bus.incoming():
                 if isinstance(item, Connected):
                     log.info("connected to the broker", connection=item.count)
                 else:
+                    self._held[item] = self._ports.clock.monotonic_s()
                     await self._ledger.journal.room()
                     await self._take(item, tasks)
+
+    def _reads(self, bus: Bus) -> bool:
+        """Whether what lies at the broker comes in: not while we are cut off, or wait for the disk."""
+        now_s = self._ports.clock.monotonic_s()
+        return not bus.problem and now_s - next(iter(self._held.values()), now_s) < RESEND_FIRST_S
 
     async def _take(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> None:
         try:
@@ -102,9 +111,17 @@ class Intake:
             self._bury(delivery, error)
             done = None
         if done is None:
-            await delivery.ack()
+            await self._ack(delivery)
         else:
-            tasks.create_task(_ack_after(done, delivery), name="ack")
+            tasks.create_task(self._ack_after(done, delivery), name="ack")
+
+    async def _ack_after(self, done: Awaitable[object], delivery: Delivery) -> None:
+        await done
+        await self._ack(delivery)
+
+    async def _ack(self, delivery: Delivery) -> None:
+        self._held.pop(delivery, None)  # one that came twice may be gone
+        await delivery.ack()
 
     async def _look(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> Awaitable[object] | None:
         """What must be done before the delivery may be acknowledged; None for nothing."""
@@ -239,8 +256,3 @@ class Intake:
         if isinstance(error, UnknownVersion) and claimed in self._ledger.state.devices:
             device = topics.up_device(delivery.topic, self._identity.federation)
             self.refuse(device, error.code, text, b"")
-
-
-async def _ack_after(done: Awaitable[object], delivery: Delivery) -> None:
-    await done
-    await delivery.ack()

@@ -58,7 +58,7 @@ class Ledger:
         self.state = recovered.state
         self._clock = clock
         self._run_from_s = recovered.run_s - clock.monotonic_s()
-        self._decided: asyncio.Queue[tuple[asyncio.Future[Mark], list[Effect]]] = asyncio.Queue()
+        self._decided: asyncio.Queue[tuple[asyncio.Future[Mark] | None, list[Effect]]] = asyncio.Queue()
 
     @classmethod
     def open(cls, files: Files, directory: Path, federation: bytes, clock: Clock) -> Ledger:
@@ -122,7 +122,7 @@ class Ledger:
     def _answer(self, turn: Turn) -> asyncio.Future[Mark]:
         known: asyncio.Future[Mark] = asyncio.get_running_loop().create_future()
         known.set_result(Mark(self.journal.count, self.journal.head))
-        self._decided.put_nowait((known, turn.effects))
+        self._decided.put_nowait((None, turn.effects))
         return known
 
     def tick(self) -> asyncio.Future[Mark]:
@@ -152,7 +152,8 @@ class Ledger:
     async def _act(self, perform: Perform) -> None:
         while True:
             done, effects = await self._decided.get()
-            mark = await done
+            # An answer alone has no entry. What it answers for may be durable only by now.
+            mark = await done if done is not None else Mark(self.journal.count, self.journal.head)
             for effect in effects:
                 await perform(effect, mark)
 

@@ -89,6 +89,7 @@ class Uploads:
         self._opening: dict[Key, asyncio.Event] = {}
         self._busy: set[Key] = set()  # being closed or made durable
         self._resting: dict[bytes, Resting] = {}  # by the request's key: one of each
+        self._stood_s = 0.0
         self.credits = Credits()
         self.put_off = 0
         """Offers that were not answered for want of room, so far."""
@@ -97,6 +98,10 @@ class Uploads:
     def open(self) -> int:
         """Transfers that have begun and are not complete."""
         return len(self._uploads)
+
+    def _now_s(self) -> float:
+        """Time, as far as messages were read: what lies at the broker unread is nobody's silence."""
+        return self._ports.clock.monotonic_s() - self._stood_s
 
     def offer(self, device: str, job: str, received: Envelope) -> Awaitable[None] | None:
         """A device has an update for us: say what we hold of it, and grant what there is room for.
@@ -115,7 +120,7 @@ class Uploads:
         if upload is not None:
             if received.order <= upload.order:
                 return None  # it came twice
-            upload.heard_s, upload.order = self._ports.clock.monotonic_s(), received.order
+            upload.heard_s, upload.order = self._now_s(), received.order
             return self._answer(key)
         if self._spools.kept(received):
             self._busy.add(key)
@@ -137,7 +142,7 @@ class Uploads:
         begun = await self._ports.offload.run(self._spools.open, path, received)
         if begun is not None:
             order = (received or begun.envelope).order
-            self._uploads[key] = Upload(key[0], begun, self._ports.clock.monotonic_s(), order)
+            self._uploads[key] = Upload(key[0], begun, self._now_s(), order)
         self._opening.pop(key).set()
         if received is not None:
             await self._answer(key)
@@ -147,7 +152,7 @@ class Uploads:
         if upload is None:
             return  # its last chunk came meanwhile
         device, transfer = key
-        spool, now_s = upload.spool, self._ports.clock.monotonic_s()
+        spool, now_s = upload.spool, self._now_s()
         self._dispatch.tell(device, OfferRead(transfer=transfer, seq=upload.order.seq))
         self._dispatch.tell(device, Bitmap(transfer=transfer, have=bitmap(spool.have)))
         if spool.complete:
@@ -168,9 +173,9 @@ class Uploads:
             if key in self._busy:
                 return None  # a second copy of the last chunk
             raise Orphan("a chunk of no transfer that was offered, or of one that is complete")
-        upload.heard_s = self._ports.clock.monotonic_s()
+        upload.heard_s = self._now_s()
         await self._accept(upload.spool, chunk)
-        self.credits.arrived(device, chunk.transfer, chunk.index, self._ports.clock.monotonic_s())
+        self.credits.arrived(device, chunk.transfer, chunk.index, self._now_s())
         self._grant()
         # An offer that came again meanwhile may have seen the last chunk first.
         return self._finish(key) if upload.spool.complete and key in self._uploads else None
@@ -212,18 +217,23 @@ class Uploads:
         self._busy.discard(key)
 
     def _grant(self) -> None:
-        for granted in self.credits.grant(self._ports.clock.monotonic_s()):
+        for granted in self.credits.grant(self._now_s()):
             self._dispatch.tell(granted.owner, Grant(transfer=granted.transfer, chunks=list(granted.chunks)))
 
-    async def run(self) -> None:
-        """Take back grants that nothing came of, and let go of what no device goes on with."""
+    async def run(self, reads: Callable[[], bool]) -> None:
+        """Take back grants that nothing came of, and let go of what no device goes on with; neither of them
+        while messages are not read."""
         while True:
+            since_s = self._ports.clock.monotonic_s()
             await asyncio.sleep(RESEND_FIRST_S)
+            if not reads():
+                self._stood_s += self._ports.clock.monotonic_s() - since_s
+                continue
             for key in list(self._uploads):
                 upload = self._uploads.get(key)  # resting one takes a while: this one may be complete by now
-                if upload and self._ports.clock.monotonic_s() - upload.heard_s > IDLE_S:
+                if upload and self._now_s() - upload.heard_s > IDLE_S:
                     await self._rest(key)
-            now_s = self._ports.clock.monotonic_s()
+            now_s = self._now_s()
             for recipient, resting in list(self._resting.items()):
                 request = self._request(recipient)
                 wanted = request is not None and request.state in OPEN_REQUEST
@@ -258,4 +268,4 @@ class Uploads:
                 self._spools.remove(path)
             else:
                 key = request.device, envelope.transfer
-                self._resting[recipient] = Resting(key, path, self._ports.clock.monotonic_s())
+                self._resting[recipient] = Resting(key, path, self._now_s())

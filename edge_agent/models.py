@@ -1,8 +1,8 @@
 """Model versions on this device: pulled chunk by chunk, kept sealed as they came.
 
 A pull names the next chunks that are missing here, so the coordinator learns from it what has arrived. It is
-said again while chunks come; when none come for longer than chunks take on this link, the same pull says that
-they are lost.
+said again while chunks come; when none come for longer than chunks take on this link, or the link may stand,
+the same pull says that they are lost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from broker.bus import BusUndelivered
+from broker.bus import BusLost, BusUndelivered
 from broker.ports import Ports
 from broker.transfer import Spool
 from edge_agent.kept import Shelf
@@ -30,6 +30,7 @@ KEPT_PER_JOB: Final = 2  # versions of a job that runs
 ASIDE_CHUNKS: Final = 2  # pulled at a time by what must not keep training waiting
 TELL_S: Final = 0.25  # how long arrivals may wait for others before they are told of
 LINK_BYTES_PER_S: Final = 32 * KIB  # what is expected of a link until its first chunk came
+STANDS_S: Final = 10.0  # how long a link may stand and go on, as radio links do
 PATIENCE_MAX_S: Final = 10 * RESEND_CAP_S
 
 Send = Callable[[ChunkPull], Awaitable[object]]
@@ -54,7 +55,8 @@ class Models:
         self._transfer = b""
         self._spool: Spool | None = None
         self._changed = asyncio.Event()
-        self._said = False
+        self._told = -1
+        """How many chunks we had when we last pulled, as far as the coordinator may know."""
         self._reconnected = False
         self._chunk_s = 0.0
         """How long a chunk takes, by what came lately."""
@@ -105,24 +107,26 @@ class Models:
             await self._offload.run(spool.open)
             self._spool, self._transfer = spool, manifest.transfer()
             self._reconnected, self._chunk_s = False, spool.sealed_bytes(0) / LINK_BYTES_PER_S
+            self._told = -1
             await self._fill(spool)
             with suppress(TimeoutError):  # it only gives back credit, which lapses anyway
                 async with asyncio.timeout(RESEND_FIRST_S):
-                    await self._say([])
+                    await self._say(spool, [])
             await self._offload.run(spool.finish)
         finally:
             self._spool, self._transfer = None, b""
             spool.close()
 
     async def _fill(self, spool: Spool) -> None:
-        patience_s = 0.0
+        patience_s, clock = 0.0, asyncio.get_running_loop().time
         while not spool.complete:
             if self._behind is not None:
                 await self._behind.rest()
             have, wanted = len(spool.have), spool.missing()[: self._window]
-            await self._say(wanted)
+            since_s = clock()
+            await self._say(spool, wanted)
             patience_s = max(patience_s, 2 * self._chunk_s, RESEND_FIRST_S)
-            if not await self._more(spool, have, patience_s):
+            if not await self._more(spool, have, patience_s, since_s):
                 patience_s = min(2 * patience_s, PATIENCE_MAX_S)
                 continue
             patience_s = 0.0
@@ -130,33 +134,38 @@ class Models:
             with suppress(TimeoutError):
                 async with asyncio.timeout(TELL_S):
                     while 2 * (len(spool.have) - have) < len(wanted):
-                        await self._more(spool, len(spool.have), RESEND_CAP_S)
+                        await self._more(spool, len(spool.have), RESEND_CAP_S, clock())
 
-    async def _more(self, spool: Spool, have: int, patience_s: float) -> bool:
-        """Whether more than ``have`` chunks came in time, which counts anew from a reconnection: the broker
-        may have kept some. Learns how long a chunk takes.
+    async def _more(self, spool: Spool, have: int, patience_s: float, since_s: float) -> bool:
+        """Whether more than ``have`` chunks came in time. Without a reconnection the link may only stand;
+        after one the broker sends at once what it kept. Learns how long a chunk takes, from ``since_s`` on,
+        when the pull was begun: its acknowledgement may have come behind the first chunks.
         """
         clock = asyncio.get_running_loop().time
-        since_s = clock()
+        end_s = clock() + max(patience_s, STANDS_S)
         while len(spool.have) == have:
             self._changed.clear()
             try:
-                async with asyncio.timeout_at(since_s + patience_s):
+                async with asyncio.timeout_at(end_s):
                     await self._changed.wait()
             except TimeoutError:
                 return False
             if self._reconnected:
-                self._reconnected, since_s = False, clock()
-                if not self._said:
+                self._reconnected, since_s, end_s = False, clock(), clock() + patience_s
+                if self._told != have:
                     return False
         self._chunk_s = min(max(clock() - since_s, self._chunk_s / 2), RESEND_CAP_S)
         return True
 
-    async def _say(self, wanted: list[int]) -> None:
-        self._said = False
-        with suppress(BusUndelivered):
+    async def _say(self, spool: Spool, wanted: list[int]) -> None:
+        have = len(spool.have)
+        try:
             await self._send(ChunkPull(transfer=self._transfer, chunks=wanted))
-            self._said = True
+        except BusLost:
+            pass  # it may have arrived: said again it would claim that what was sent is lost
+        except BusUndelivered:
+            return
+        self._told = have
 
     async def rest(self) -> None:
         """Wait until nothing is being pulled."""

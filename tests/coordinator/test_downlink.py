@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from broker.bus import Bus, BusLost
 from coordinator.downlink import DEVICE_PULLS_MAX
 from schemas import events as e
 from schemas.chunks import HEAD, MAGIC, parse_chunk
@@ -24,6 +25,7 @@ from tests.coordinator.hostile import told
 from tests.sim import virtual_loop
 from tests.sim.machine import sim_ports
 from tests.standin import Federation, StandIn, federation, spec
+from tests.watch import Watch, WatchedBus
 
 CHUNKS = 40
 SEALED_BYTES = CHUNK_BYTES_CHOSEN_MIN + CHUNK_OVERHEAD_BYTES
@@ -81,9 +83,21 @@ class Fleet:
             device.heard.append(heard)
 
 
+class HangingUp(WatchedBus):
+    """A broker that hangs up on whoever sends ``device`` a chunk, in place of an answer."""
+
+    device = "d1"
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        await super().publish(topic, payload)
+        if payload.startswith(MAGIC) and topic.endswith(f"/{self.device}"):
+            await asyncio.sleep(1.0)
+            raise BusLost("the broker closed it")
+
+
 @asynccontextmanager
-async def fleet(count: int) -> AsyncIterator[Fleet]:
-    async with federation(Path("/c"), sim_ports(), COUNT) as fed:
+async def fleet(count: int, around: Callable[[Bus], Bus]) -> AsyncIterator[Fleet]:
+    async with federation(Path("/c"), sim_ports(), COUNT, around=around) as fed:
         made = Fleet(fed, [await fed.device(f"d{index}") for index in range(count)])
         made.limit_credit()
         job = spec(cohort=count, chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, deadline_s=100_000.0)
@@ -99,9 +113,13 @@ async def fleet(count: int) -> AsyncIterator[Fleet]:
         yield made
 
 
-def virtual(count: int, body: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:
+def virtual(
+    count: int,
+    body: Callable[[Fleet], Coroutine[Any, Any, None]],
+    around: Callable[[Bus], Bus] = lambda bus: bus,
+) -> None:
     async def run() -> None:
-        async with fleet(count) as made:
+        async with fleet(count, around) as made:
             await body(made)
 
     virtual_loop.run(run)
@@ -192,6 +210,54 @@ def test_a_silent_devices_credit_lapses_and_it_gets_nothing_more_until_it_speaks
         assert [await made.chunk(silent), await made.chunk(silent)] == [0, 1]
 
     virtual(3, body)
+
+
+def test_what_silent_devices_left_at_the_broker_makes_windows_smaller_until_they_come_back() -> None:
+    async def window(made: Fleet, device: StandIn) -> int:
+        """How many chunks come at a time to a device that keeps up."""
+        have, came = set[int](), [0]
+        while len(have) < 8:
+            await made.pull(device, *[index for index in range(CHUNKS) if index not in have][:16])
+            await made.looked_at()
+            came = [await made.chunk(device) for _ in made.queued(device)]
+            have |= set(came)
+        await made.pull(device)
+        return len(came)
+
+    async def body(made: Fleet) -> None:
+        made.down.bytes_max = 32 * SEALED_BYTES
+        *silent, back = made.devices[1:]
+        assert await window(made, back) == 4
+        for device in silent:
+            await made.pull(device, *range(16))
+            await made.chunk(device)
+            await made.pull(device, *range(1, 17))
+            await asyncio.sleep(RESEND_CAP_S + 10)
+        assert sum(len(made.queued(device)) for device in silent) == 2 * len(silent)
+        assert await window(made, back) == 3
+        await made.pull(silent[0], *range(1, 17))
+        await made.pull(silent[0])
+        await made.fed.command("revoke", device=silent[1].id)
+        await asyncio.sleep(RESEND_FIRST_S)
+        assert await window(made, back) == 4
+
+    virtual(4, body)
+
+
+def test_a_chunk_that_the_broker_answers_by_hanging_up_is_sent_once_more_and_then_waits_to_be_asked_for() -> (
+    None
+):
+    watch = Watch()
+
+    async def body(made: Fleet) -> None:
+        await made.pull(made.devices[1], *range(16))
+        await asyncio.sleep(RESEND_CAP_S)
+        assert watch.sent.total() == 2
+        await made.pull(made.devices[1], *range(16))
+        await asyncio.sleep(RESEND_CAP_S)
+        assert watch.sent.total() == 4
+
+    virtual(2, body, lambda bus: HangingUp(bus, watch))
 
 
 def test_one_device_that_pulls_many_models_is_bounded() -> None:

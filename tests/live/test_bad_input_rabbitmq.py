@@ -20,7 +20,7 @@ from broker.system import system_ports
 from tests.brokers import RabbitMQ
 from tests.live.plant import INLINE, Plant, rabbitmq_door, until
 
-pytestmark = [pytest.mark.live, pytest.mark.slow]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]  # a start of it included
 
 P = ParamSpec("P")
 R = TypeVar("R")
