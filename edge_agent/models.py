@@ -119,6 +119,7 @@ class Models:
 
     async def _fill(self, spool: Spool) -> None:
         patience_s, clock = 0.0, asyncio.get_running_loop().time
+        sent_max = 1  # chunks that the coordinator sends before it hears of arrivals; it adds one for each
         while not spool.complete:
             if self._behind is not None:
                 await self._behind.rest()
@@ -133,8 +134,9 @@ class Models:
             # Half of them are waited for, but not for long: pulls stay few, and credit comes back soon.
             with suppress(TimeoutError):
                 async with asyncio.timeout(TELL_S):
-                    while 2 * (len(spool.have) - have) < len(wanted):
+                    while 2 * (len(spool.have) - have) < min(sent_max, len(wanted)):
                         await self._more(spool, len(spool.have), RESEND_CAP_S, clock())
+            sent_max += len(spool.have) - have
 
     async def _more(self, spool: Spool, have: int, patience_s: float, since_s: float) -> bool:
         """Whether more than ``have`` chunks came in time. Without a reconnection the link may only stand;
