@@ -87,6 +87,10 @@ class Client:
             number = self._client.publish(topic, payload, qos=qos, retain=retain).mid
         self._wait(number)
 
+    def send(self, topic: str, payload: bytes) -> None:
+        """Does not wait for an answer."""
+        self._client.publish(topic, payload, qos=1)
+
     def subscribe(self, topic_filter: str) -> None:
         """Returns once it was answered, or the connection has ended."""
         number = self._client.subscribe(topic_filter, 1)[1]
