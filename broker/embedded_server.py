@@ -201,7 +201,7 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types
             await self._topic_filtering(asking, topic=asking.will_topic, action=Action.PUBLISH)
             asking.will_flag = False
         session: Session | None = self._sessions.get(asking.client_id, (None, None))[0]
-        if asking.clean_session or session is None:
+        if asking.clean_session or session is None or session.clean_session:
             await self._delete_session(asking.client_id)
             asking.parent = 0
             return handler, asking

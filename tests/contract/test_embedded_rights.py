@@ -100,3 +100,20 @@ async def test_a_refused_login_changes_nothing_in_the_session_that_it_names(
         await leave(embedded, "victim", victim)
         await reader.publish(forged, b"end")
         assert [d.payload for d in await reader.take(1)] == [b"end"]
+
+
+async def test_a_session_that_shall_last_does_even_if_the_one_before_did_not(
+    embedded: EmbeddedTransport,
+) -> None:
+    topic = f"{embedded.root}/down/reader"
+    embedded.invite("reader")
+    for clean in (True, False):
+        reader = await client(embedded, "reader", clean=clean)
+        await asyncio.to_thread(reader.__enter__)
+        await asyncio.to_thread(reader.subscribe, topic)
+        await asyncio.to_thread(reader.__exit__, None, None, None)
+        await embedded.proxies["reader"].idle()
+    async with embedded.join("a") as a:
+        await a.publish(topic, b"waits")
+    async with embedded.enter("reader", [topic]) as again:
+        assert [d.payload for d in await again.take(1)] == [b"waits"]
