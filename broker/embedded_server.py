@@ -1,10 +1,13 @@
 """The daemon's half of the embedded broker: amqtt with our users and topic rules.
 
 The only module that imports amqtt (0.12). Faults of it that no resending would make up for are mended here: a
-refused login must not push out the session that it names; a session taken over by a new connection must
-not end as "disconnected" when the old connection is cleared away; what a sender had acknowledged must be
-passed on although it left (hundreds of messages stayed behind); new messages must not overtake those
-queued while the reader was away.
+refused login must not push out, empty or change the session that it names; a session taken over by a new
+connection must not end as "disconnected" when the old connection is cleared away; what a sender had
+acknowledged must be passed on although it left (hundreds of messages stayed behind); new messages must not
+overtake those queued while the reader was away.
+
+Last wills and retained messages, which fedbus does not use, are not there: amqtt sends a will to any topic,
+and what is retained to everybody who connects, without asking for the right.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from typing import Any
 
 from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext, BrokerConfig
-from amqtt.errors import BrokerError
+from amqtt.errors import BrokerError, MQTTError
 from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
@@ -35,6 +39,7 @@ SHUTDOWN_DEADLINE_S = 3.0
 DENIALS_PERIOD_S = 60.0
 DENIALS_LOGGED_MAX = 100  # in such a period
 TOPIC_CHARS_MAX = 200
+NAME_CHARS_MAX = 100
 
 _log = logging.getLogger(__name__)
 
@@ -174,13 +179,43 @@ class _Broker(Broker):  # type: ignore[misc]  # amqtt has no types
         self._joined: set[Any] = set()
         """Handlers of the connections whose session queue was sent."""
 
+    async def _initialize_client_session(
+        self, reader: Any, writer: Any, remote_address: str, remote_port: int
+    ) -> tuple[Any, Session]:
+        """As amqtt does it, but the login comes before anything happens to the session that it names."""
+        del remote_address, remote_port
+        try:
+            handler, asking = await BrokerProtocolHandler.init_from_connect(
+                reader, writer, self.plugins_manager
+            )
+        except MQTTError:
+            await writer.close()
+            raise
+        if not await self._authenticate(asking, None):
+            await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
+            await writer.close()
+            user, client = (str(name)[:NAME_CHARS_MAX] for name in (asking.username, asking.client_id))
+            raise MQTTError(f"user {user!r} was refused as client {client!r}")
+        if asking.will_flag:
+            # The rules are asked so that a denial is told.
+            await self._topic_filtering(asking, topic=asking.will_topic, action=Action.PUBLISH)
+            asking.will_flag = False
+        session: Session | None = self._sessions.get(asking.client_id, (None, None))[0]
+        if asking.clean_session or session is None or session.clean_session:
+            await self._delete_session(asking.client_id)
+            asking.parent = 0
+            return handler, asking
+        session.keep_alive = asking.keep_alive
+        session.username, session.password = asking.username, asking.password
+        session.parent = 1
+        return handler, session
+
+    async def retain_message(self, *_: object, **__: object) -> None:
+        """Keep nothing."""
+
     async def _handle_client_session(
         self, reader: Any, writer: Any, client_session: Session, handler: Any, server: Any, listener_name: str
     ) -> None:
-        if not await self._authenticate(client_session, self.listeners_config[listener_name]):
-            await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
-            await writer.close()
-            return
         greet = handler.mqtt_connack_authorize
 
         async def greet_unseen(authorized: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 from broker.connect import PORT_DEFAULTS
 from broker.ports import Files, Ports, write_atomic
 from coordinator.broker_admin.roster import Login, User, user
-from coordinator.broker_admin.site import Done, Site, Wish
+from coordinator.broker_admin.site import PACKET_BYTES_MAX, Done, Site, Wish
 from coordinator.cli.output import UsageFault
 from coordinator.config import Config
 from coordinator.connection import PROBES, probe_session
@@ -50,6 +50,8 @@ use_username_as_clientid true
 # By default Mosquitto drops what exceeds 1000 messages for a client that is away, without a word.
 max_queued_messages 0
 max_queued_bytes 0
+# The largest message of fedbus has 5 MiB; 256 pass by default. Who sends more is disconnected, and logged.
+max_packet_size {packet_bytes_max}
 set_tcp_nodelay true
 # Killed, it forgets what it queued in this time (seconds); coordinator and devices send that again.
 persistence true
@@ -89,7 +91,9 @@ def configuration(listener: Listener, folder: Path, *, log_denied: bool) -> str:
     login = f"password_file {folder}/{PASSWORDS}\n"
     if listener.clients:
         login = f"cafile {folder}/ca.crt\nrequire_certificate true\nuse_identity_as_username true\n"
-    text = CONFIGURATION_TEXT.format(listener="\n".join(where), folder=folder, login=login)
+    text = CONFIGURATION_TEXT.format(
+        listener="\n".join(where), folder=folder, login=login, packet_bytes_max=PACKET_BYTES_MAX
+    )
     return text + (LOG_DENIED if log_denied else "")
 
 

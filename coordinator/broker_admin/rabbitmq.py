@@ -3,7 +3,9 @@
 Measured on 3.10.8. Every operation that a permission denies shows in its log with user and topic, and closes
 the channel (AMQP) or the connection (MQTT). A user that is deleted loses its connections at once. A device
 may push another's connection out by naming its client id, for which there is no permission; that gets it
-nothing, because the session's queue is closed to it.
+nothing, because the session's queue is closed to it. Over AMQP topic permissions are asked for a message's
+routing key alone: copies that its headers ``CC`` and ``BCC`` name pass. So AMQP is to be closed to devices,
+and `rabbitmq_setup` opens it no further than the URLs say.
 """
 
 from __future__ import annotations

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import SplitResult, unquote
 
 from msgspec.structs import replace
 
 from broker.connect import PORT_DEFAULTS
 from broker.ports import write_atomic
 from coordinator.broker_admin.management import Management
+from coordinator.broker_admin.mosquitto import LOOPBACK
 from coordinator.broker_admin.rabbitmq import RabbitUsers
-from coordinator.broker_admin.site import PUBLIC_MODE, Done, Site, Wish
+from coordinator.broker_admin.site import PACKET_BYTES_MAX, PUBLIC_MODE, SECURE, Done, Site, Wish
 from coordinator.cli.output import UsageFault
 from coordinator.config import MANAGEMENT_PASSWORD
 from coordinator.connection import authority
@@ -28,6 +30,8 @@ mqtt.allow_anonymous = false
 mqtt.vhost = {vhost}
 mqtt.exchange = amq.topic
 {listeners}
+# The largest message of fedbus has 5 MiB; by default 128 MiB pass, and whoever reads one holds it in memory.
+max_message_size = {message_bytes_max}
 # Quorum queues keep what is in this file in memory, too (by default up to 512 MB of it).
 raft.wal_max_size_bytes = 16777216
 # Every connection has buffers of twice this size (by default some megabytes).
@@ -45,11 +49,23 @@ ENVIRONMENT_TEXT: Final = """\
 SERVER_ADDITIONAL_ERL_ARGS="+hmbs 1024 -env ERL_FULLSWEEP_AFTER 0 +MBas aobf"
 """
 
-TLS_TEXT: Final = """\
+LISTENERS_TEXT: Final = """\
 
-# If nobody else needs MQTT without TLS: mqtt.listeners.tcp = none
-mqtt.listeners.ssl.default = {mqtts}
-listeners.ssl.default = {amqps}
+# What this federation does not need is closed, and AMQP open no further than its URLs say: over AMQP a
+# device could put messages into everybody's queue. If other programs need a port, change its line, and
+# have a firewall close it to devices.
+{lines}
+"""
+
+SETTINGS: Final = {
+    "amqp": "listeners.tcp",
+    "amqps": "listeners.ssl",
+    "mqtt": "mqtt.listeners.tcp",
+    "mqtts": "mqtt.listeners.ssl",
+}
+"""Of the listeners for a scheme."""
+
+TLS_TEXT: Final = """\
 ssl_options.cacertfile = {folder}/ca.crt
 ssl_options.certfile = {folder}/server.crt
 ssl_options.keyfile = {folder}/server.key
@@ -60,16 +76,31 @@ ssl_options.fail_if_no_peer_cert = {clients}
 """
 
 
-def configuration(vhost: str, folder: Path | None, *, mqtts: int, amqps: int, clients: bool) -> str:
+def configuration(vhost: str, folder: Path | None, listeners: Sequence[str], *, clients: bool) -> str:
     """The file for ``conf.d``; ``folder`` holds the certificates if there shall be TLS. ``clients`` must show
     one, too."""
-    listeners = ""
+    text = LISTENERS_TEXT.format(lines="\n".join(listeners)) if listeners else ""
     if folder is not None:
         verify = "verify_peer" if clients else "verify_none"
-        listeners = TLS_TEXT.format(
-            folder=folder, mqtts=mqtts, amqps=amqps, verify=verify, clients=str(clients).lower()
-        )
-    return CONFIGURATION_TEXT.format(vhost=vhost, listeners=listeners)
+        text += TLS_TEXT.format(folder=folder, verify=verify, clients=str(clients).lower())
+    return CONFIGURATION_TEXT.format(vhost=vhost, listeners=text, message_bytes_max=PACKET_BYTES_MAX)
+
+
+def listeners(urls: Sequence[SplitResult]) -> list[str]:
+    """What must be said of RabbitMQ's listeners so that these URLs can be reached, and little else. By itself
+    it opens 5672 and 1883 on all addresses, and nothing with TLS."""
+    lines = []
+    for scheme, setting in SETTINGS.items():
+        named = [url for url in urls if url.scheme == scheme]
+        if not named:
+            lines += [f"{setting} = none"] if scheme not in SECURE else []
+            continue
+        port = named[0].port or PORT_DEFAULTS[scheme]
+        if scheme.startswith("amqp") and all(url.hostname in LOOPBACK for url in named):
+            lines.append(f"{setting}.default = {LOOPBACK[0]}:{port}")
+        elif scheme in SECURE:
+            lines.append(f"{setting}.default = {port}")
+    return lines
 
 
 def set_up(
@@ -106,7 +137,8 @@ def set_up(
             own, *probes = site.client_certificates()
             done.certificates += [own, *probes]
             changed |= {"certificate": str(own.certificate), "key": str(own.key)}
-        _write(site, folder, _configuration_for(site, vhost, folder if tls else None, clients=wish.clients))
+        opened = listeners(site.urls)
+        _write(site, folder, configuration(vhost, folder if tls else None, opened, clients=wish.clients))
         users = RabbitUsers(api, replace(site.config, **changed), site.identity.federation)
         done.more = users.set_up(site.roster.read()) | {"configuration": str(folder / CONFIGURATION)}
         site.settings(**changed)
@@ -119,13 +151,24 @@ def set_up(
         "systemctl restart rabbitmq-server",
         f"fedbus-coordinator serve --dir {site.directory}",
     ]
-    done.notes += site.restart()
+    done.notes += [*site.restart(), *_closed(opened)]
     if not files.exists(stored):
         done.notes.append(
             "the credentials were not stored: run this again after each invitation and revocation, or once "
             "with --store-credentials"
         )
     return done
+
+
+def _closed(opened: Sequence[str]) -> list[str]:
+    """A note of what other programs at this broker may miss."""
+    lines = [line for line in opened if line.endswith("none") or LOOPBACK[0] in line]
+    if not lines:
+        return []
+    note = (
+        f"{CONFIGURATION} closes what this federation does not need ({', '.join(lines)}); if other programs "
+    )
+    return [note + "need it, change these lines, and have a firewall close the ports to devices"]
 
 
 def _write(site: Site, folder: Path, text: str) -> None:
@@ -139,9 +182,3 @@ def _vhost(site: Site) -> str:
     if len(named) > 1:
         raise UsageFault(f"the URLs name several virtual hosts: {', '.join(sorted(named))}")
     return named.pop() if named else site.config.vhost
-
-
-def _configuration_for(site: Site, vhost: str, folder: Path | None, *, clients: bool) -> str:
-    ports = {url.scheme: url.port or PORT_DEFAULTS[url.scheme] for url in site.urls}
-    mqtts, amqps = (ports.get(scheme, PORT_DEFAULTS[scheme]) for scheme in ("mqtts", "amqps"))
-    return configuration(vhost, folder, mqtts=mqtts, amqps=amqps, clients=clients)

@@ -22,11 +22,14 @@ from coordinator.connection import PROBES, probe_certificate, probe_session
 from coordinator.keystore import Identity, load_identity
 from coordinator.setup import PASSWORD_BYTES
 from schemas.ids import COORDINATOR, broker_user, device_id
+from schemas.limits import MIB
 
 SECURE: Final = ("mqtts", "amqps")
 CLIENTS: Final = "certificates"
 FOLDER_MODE: Final = 0o2750  # what is written into it belongs to the folder's group
 PUBLIC_MODE: Final = 0o644
+PACKET_BYTES_MAX: Final = 8 * MIB
+"""What a broker that we set up takes in one piece; the rest is room above `MESSAGE_BYTES_MAX`."""
 
 
 @dataclass(frozen=True, slots=True)

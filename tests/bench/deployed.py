@@ -134,7 +134,7 @@ def _on_mosquitto(base: Path, *, tls: bool) -> Iterator[Deployment]:
 
 def _settings() -> str:
     """The file that `broker rabbitmq` writes, but for what `RabbitMQ` says itself."""
-    text = configuration("/", None, mqtts=0, amqps=0, clients=False)
+    text = configuration("/", None, [], clients=False)
     return "".join(
         line + "\n" for line in text.splitlines() if not line.startswith(("mqtt.allow", "mqtt.ex"))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from pathlib import Path
 from threading import Event
@@ -29,6 +30,7 @@ class Client:
         clean: bool = True,
         ca: Path | None = None,
         certificate: Path | None = None,
+        will: tuple[str, bytes] | None = None,
     ) -> None:
         self.user = user
         self.received: list[tuple[str, bytes]] = []
@@ -40,6 +42,8 @@ class Client:
             CallbackAPIVersion.VERSION2, client_id=client_id or user, clean_session=clean
         )
         self._client.username_pw_set(user, password)
+        if will is not None:
+            self._client.will_set(*will, qos=1)
         if ca is not None:
             own = (str(certificate), str(certificate.with_suffix(".key"))) if certificate else (None, None)
             self._client.tls_set(str(ca), own[0], own[1], tls_version=ssl.PROTOCOL_TLS_CLIENT)
@@ -77,11 +81,15 @@ class Client:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def publish(self, topic: str, *payloads: bytes) -> None:
-        """Returns once the last was acknowledged, or the connection has ended."""
+    def publish(self, topic: str, *payloads: bytes, qos: int = 1, retain: bool = False) -> None:
+        """Returns once the last was acknowledged (or sent, with QoS 0), or the connection has ended."""
         for payload in payloads:
-            number = self._client.publish(topic, payload, qos=1).mid
+            number = self._client.publish(topic, payload, qos=qos, retain=retain).mid
         self._wait(number)
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Does not wait for an answer."""
+        self._client.publish(topic, payload, qos=1)
 
     def subscribe(self, topic_filter: str) -> None:
         """Returns once it was answered, or the connection has ended."""
@@ -91,6 +99,13 @@ class Client:
 
     def _wait(self, number: int) -> None:
         until(lambda: number in self._answered or self.lost.is_set(), "an answer", PATIENCE_S)
+
+    def break_off(self) -> None:
+        """End the connection without a word, as a device does that loses its power."""
+        sock = self._client.socket()
+        assert isinstance(sock, socket.socket)
+        sock.shutdown(socket.SHUT_RDWR)
+        until(self.lost.is_set, "the end of the connection", PATIENCE_S)
 
     def wait_for(self, payload: bytes, *, or_lost: bool = False) -> None:
         """Until this was received, or the connection has ended."""

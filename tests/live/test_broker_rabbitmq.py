@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,9 +16,12 @@ from broker.amqp import QUEUE_ARGUMENTS
 from broker.system import system_ports
 from coordinator.broker_admin.access import access_for
 from coordinator.broker_admin.roster import AccessError
+from coordinator.broker_admin.site import PACKET_BYTES_MAX
 from coordinator.config import load_config
+from schemas import topics
 from schemas.ids import DeviceId, broker_user
-from tests.brokers import RabbitMQ
+from schemas.limits import MESSAGE_BYTES_MAX
+from tests.brokers import RabbitMQ, until
 from tests.live.installation import Installation
 from tests.live.mqtt_client import Client
 
@@ -24,6 +29,8 @@ pytestmark = [pytest.mark.live, pytest.mark.slow]
 
 MQTT = "mqtt://127.0.0.1:{mqtt}"
 AMQP = "amqp://127.0.0.1:{amqp}"
+HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"
+"""A listener of the first alone does not answer at the second, as it would not from another machine."""
 
 
 @pytest.fixture
@@ -194,27 +201,70 @@ def test_set_up_again_nothing_changes(tmp_path: Path, rabbitmq: RabbitMQ, passwo
     assert json.dumps(after, sort_keys=True) == json.dumps(before, sort_keys=True)
 
 
-def test_the_token_alone_suffices_for_a_broker_with_a_private_authority(
-    tmp_path: Path, password_file: Path
-) -> None:
-    node, home = RabbitMQ(tmp_path / "node"), tmp_path / "node"
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RabbitMQ, Installation, Path]]:
+    """A node with the configuration that was written for a coordinator beside it and devices with TLS."""
+    base = tmp_path_factory.mktemp("tls")
+    (base / "admin.password").write_text("guest\n")
+    node, home = RabbitMQ(base / "node"), base / "node"
+    urls = f"amqps://localhost:{node.amqps}", f"mqtts://127.0.0.1:{node.mqtts}"
     with node:
-        site = Installation(
-            tmp_path / "fed",
-            f"amqps://127.0.0.1:{node.amqps}",
-            "--device-url",
-            f"mqtts://127.0.0.1:{node.mqtts}",
-        )
-        made = site.command(
-            "broker", "rabbitmq", "--tls", "--out", str(tmp_path / "tls"), *management(tmp_path, node)
-        )
+        site = Installation(base / "fed", urls[0], "--device-url", urls[1])
+        tls = base / "tls"
+        made = site.command("broker", "rabbitmq", "--tls", "--out", str(tls), *management(base, node))
+        (note,) = [note for note in made["notes"] if "closes" in note]
+        assert "listeners.tcp = none" in note
         node.stop()
         (home / "conf.d").mkdir()
         shutil.copy(made["configuration"], home / "conf.d" / "50-fedbus.conf")
         node.start()
-        site.command("broker", "rabbitmq", *management(tmp_path, node), "--store-credentials")
-        with site:
-            text, token, _ = site.invite("press-07")
-            assert token.ca == (tmp_path / "tls" / "ca.crt").read_text()
-            done = site.enroll("press-07", text)
-            assert done.returncode == 0, done.stderr
+        site.command("broker", "rabbitmq", *management(base, node), "--store-credentials")
+        yield node, site, tls
+
+
+def test_the_token_alone_suffices_for_a_broker_with_a_private_authority(
+    secured: tuple[RabbitMQ, Installation, Path],
+) -> None:
+    _, site, tls = secured
+    with site:
+        text, token, _ = site.invite("press-07")
+        assert token.ca == (tls / "ca.crt").read_text()
+        done = site.enroll("press-07", text)
+        assert done.returncode == 0, done.stderr
+
+
+def test_as_set_up_other_machines_reach_mqtt_with_tls_and_no_amqp_at_all(
+    secured: tuple[RabbitMQ, Installation, Path],
+) -> None:
+    node, _, _ = secured
+    ports = node.mqtts, node.amqps, node.amqp, node.mqtt
+    assert [reached(HERE, port) for port in ports] == [True, True, False, False]
+    assert [reached(ELSEWHERE, port) for port in ports] == [True, False, False, False]
+
+
+def test_a_message_larger_than_any_of_ours_is_kept_from_the_coordinator_and_the_operator_reads_who_sent_it(
+    secured: tuple[RabbitMQ, Installation, Path],
+) -> None:
+    node, site, tls = secured
+    with site:
+        _, token, _ = site.invite("press-08")
+    mole, up = broker_user(token.federation, "press-08"), topics.up(token.federation, DeviceId("press-08"))
+    with Client(node.mqtts, mole, token.password, ca=tls / "ca.crt") as device:
+        device.publish(up, bytes(MESSAGE_BYTES_MAX))
+        device.send(up, bytes(PACKET_BYTES_MAX + 1))
+        until(lambda: f"user: '{mole}'" in node.log.read_text(), "the log names who sent it", 20)
+    assert f"larger than configured max size {PACKET_BYTES_MAX}" in node.log.read_text()
+    until(lambda: backlog(node, site) == MESSAGE_BYTES_MAX, "the one that is allowed waits, and no other", 20)
+
+
+def backlog(node: RabbitMQ, site: Installation) -> int:
+    """What waits for the coordinator, in bytes."""
+    return int(queues(node, site)[site.login[0]].get("message_bytes", 0))
+
+
+def reached(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), 5).close()
+    except ConnectionRefusedError:
+        return False
+    return True

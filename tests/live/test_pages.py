@@ -80,9 +80,9 @@ def with_mosquitto(base: Path) -> Iterator[Machines]:
 def with_rabbitmq(base: Path) -> Iterator[Machines]:
     with RabbitMQ(base / "hub/etc/rabbitmq") as node:
         local = {
-            f"amqps://{SERVER}": f"amqps://localhost:{node.amqps}",
+            "amqps://localhost": f"amqps://localhost:{node.amqps}",
+            "broker localhost:5671": f"broker localhost:{node.amqps}",
             f"mqtts://{SERVER}": f"mqtts://localhost:{node.mqtts}",
-            f"{SERVER}:5671": f"localhost:{node.amqps}",
             SERVER: "localhost",
             "http://fedbus-admin@localhost": f"http://fedbus-admin@localhost:{node.management}",
         }
