@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +28,11 @@ from schemas.events import RequestRef, StateReply, StateRequest
 
 CONNECT_S: Final = 15.0
 ANSWER_S: Final = 20.0
+WINDOW: Final = 10
+"""Messages without an acknowledgement after which the first of the brokers (RabbitMQ) sends no more."""
+MARK: Final = "doctor"
+
+_MARK_BYTES: Final = 7  # of a number below 2**63
 
 
 async def examine(directory: Path, ports: Ports, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
@@ -97,52 +101,97 @@ async def _broker(
         since = checkup.when(data.connected_wall_s) if data.connected_wall_s else "never"
         measured = f"an agent runs and has the device's session ({held}); it connected last: {since}"
         yield Finding("login", Level.OK if data.connected_wall_s else Level.WARNING, measured)
+    except OSError as error:
+        yield checkup.unwritable(directory, error)
 
 
 async def _session(directory: Path, own: Identity, settings: Config, ports: Ports) -> list[Finding]:
-    """Log in as the agent does, and ask the coordinator. What waits in the session is left for the agent:
-    nothing is acknowledged."""
+    """Log in as the agent does, and ask the coordinator. What waits in the session is left for the agent, but
+    for states of the past: the agent asks for its own."""
     async with bus_for(own, settings, ports) as bus:
         arrivals = bus.incoming()
+        early: list[Delivery] = []
         try:
             async with asyncio.timeout(CONNECT_S):
-                while not isinstance(await anext(arrivals), Connected):
-                    pass
+                while not isinstance(item := await anext(arrivals), Connected):
+                    early.append(item)
         except BusRefused as error:
             return [checkup.told("login", error)]
         except TimeoutError:
+            if len(early) >= WINDOW:
+                return [_full(len(early), f"no session within {CONNECT_S:g} s")]
             return [checkup.told("login", BusError(bus.problem or f"no session within {CONNECT_S:g} s"))]
         admitted = Finding("login", Level.OK, f"the broker admits this device to {own.down_topic}")
         if not own.active:  # the coordinator would not know it
             return [admitted]
-        return [admitted, await _answer(directory, own, bus, arrivals, ports)]
+        return [admitted, await _answer(_Asking(directory, own, bus, ports), early, arrivals, ports)]
+
+
+class _Asking:
+    """A question for our state. It names a request that nobody made: only an answer to *this* question says
+    that it is closed, and none that waited at the broker."""
+
+    def __init__(self, directory: Path, own: Identity, bus: Bus, ports: Ports) -> None:
+        book = Ledger(ports.files, directory)
+        self._ears = Ears(own, book)
+        sequencer = Sequencer(ports.files, directory / SEQUENCE_FILE)
+        self._mailbox = Mailbox(bus, own.federation, own.signing, sequencer, ports.entropy)
+        self._mark = RequestRef(MARK, int.from_bytes(ports.entropy.random_bytes(_MARK_BYTES), "big"))
+        held = [RequestRef(record.job, record.number) for record in book.held()]
+        self.directory = directory
+        self.own = own
+        self.waiting = 0
+        self._question = StateRequest(requests=[self._mark, *held], key_set=own.keys().number)
+
+    async def ask(self) -> None:
+        """Raises `broker.bus.BusError`, OSError."""
+        await self._mailbox.send(self.own.up_topic, self.own.keys().box, self._question)
+
+    async def answered(self, delivery: Delivery) -> bool:
+        """Whether this is the answer. Answers to older questions are acknowledged too: they would fill the
+        window of a session that only doctors look into."""
+        try:
+            heard = self._ears.hear(delivery.payload)
+        except WireError:
+            heard = None
+        if not isinstance(heard, StateReply):
+            self.waiting += 1
+            return False
+        await delivery.ack()
+        return self._mark in heard.closed
 
 
 async def _answer(
-    directory: Path, own: Identity, bus: Bus, arrivals: AsyncIterator[Delivery | Connected], ports: Ports
+    asking: _Asking, early: list[Delivery], arrivals: AsyncIterator[Delivery | Connected], ports: Ports
 ) -> Finding:
     """Ask for our state: an answer needs our way up, the coordinator, and our way down."""
-    book = Ledger(ports.files, directory)
-    ears = Ears(own, book)
-    sequencer = Sequencer(ports.files, directory / SEQUENCE_FILE)
-    mailbox = Mailbox(bus, own.federation, own.signing, sequencer, ports.entropy)
-    keys = own.keys()
-    held = [RequestRef(record.job, record.number) for record in book.held()]
-    asked_s, waiting = ports.clock.monotonic_s(), 0
+    for delivery in early:
+        await asking.answered(delivery)
+    asked_s, silent = ports.clock.monotonic_s(), f"no answer within {ANSWER_S:g} s"
     try:
         async with asyncio.timeout(ANSWER_S):
-            await mailbox.send(own.up_topic, keys.box, StateRequest(requests=held, key_set=keys.number))
+            await asking.ask()
             async for item in arrivals:
-                if isinstance(item, Connected):
-                    continue
-                waiting += 1
-                with suppress(WireError):
-                    if isinstance(ears.hear(item.payload), StateReply):
-                        took_s = ports.clock.monotonic_s() - asked_s
-                        return Finding("coordinator", Level.OK, f"answers within {1_000 * took_s:.0f} ms")
-    except (TimeoutError, BusUndelivered, BusRefused) as error:
-        cause = str(error) or f"no answer within {ANSWER_S:g} s, and {waiting} other messages"
+                if not isinstance(item, Connected) and await asking.answered(item):
+                    took_s = ports.clock.monotonic_s() - asked_s
+                    return Finding("coordinator", Level.OK, f"answers within {1_000 * took_s:.0f} ms")
+    except TimeoutError:
+        if asking.waiting >= WINDOW:
+            return _full(asking.waiting, silent)
+        cause = f"{silent}, and {asking.waiting} other messages"
+    except OSError as error:  # its number could not be reserved
+        return checkup.unwritable(asking.directory, error)
+    except (BusUndelivered, BusRefused) as error:
+        cause = checkup.bare(error)
+    own = asking.own
     return Finding("coordinator", Level.FAULT, cause, SILENT.format(up=own.up_topic, down=own.down_topic))
+
+
+def _full(waiting: int, silent: str) -> Finding:
+    """A broker sends no more than a window of messages that nobody acknowledges: an answer stays behind."""
+    measured = f"{silent}: {waiting} messages wait for the agent and fill its window"
+    remedy = "run the agent, which reads them: its log, or `fedbus-agent status`, tells whether it connects"
+    return Finding("coordinator", Level.UNKNOWN, measured, remedy)
 
 
 SILENT: Final = (

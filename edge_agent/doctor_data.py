@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Final
 
-from broker.checkup import Finding, Level
+from broker.checkup import Finding, Level, unwritable
 from broker.ports import Ports
 from broker.worker import Limits, WorkerFailed, WorkerLink
 from edge_agent import tasks
@@ -34,6 +34,11 @@ async def examine(directory: Path, settings: Config, ports: Ports) -> AsyncItera
     looks = _looks(directory, settings, ports)
     limits = Limits(policy.threads, policy.memory_bytes_max, INSPECT_S)
     log = directory / WORKER_LOG
+    try:  # the worker's words need a place
+        ports.files.open(log, create=True).close()
+    except OSError as error:
+        yield unwritable(directory, error)
+        return
     async with WorkerLink(ports, log, limits) as link:
         for (task, name), config in looks.items():
             if task not in installed:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
 from broker.bus import BusError
-from broker.checkup import Finding, Level, told
+from broker.checkup import Finding, Level, bare, told
 from coordinator.doctor.probes import ProbeFailed, Probes
 from coordinator.doctor.remedies import Brand, remedy
 from schemas.limits import CHUNK_BYTES_DEFAULT, MESSAGE_BYTES_MAX
@@ -24,13 +24,13 @@ async def tried(probes: Probes, brand: Brand, checks: Mapping[str, Check]) -> As
     try:
         await probes.echo()
     except (ProbeFailed, BusError) as error:
-        yield _silent(probes, brand, str(error))
+        yield _silent(probes, brand, bare(error))
         return
     for name, check in checks.items():
         try:
             yield await check(probes, brand)
         except (ProbeFailed, BusError) as error:
-            yield Finding(name, Level.UNKNOWN, str(error), "repeat this while broker and link are idle")
+            yield Finding(name, Level.UNKNOWN, bare(error), "repeat this while broker and link are idle")
 
 
 def _silent(probes: Probes, brand: Brand, problem: str) -> Finding:

@@ -6,6 +6,7 @@ Works beside a coordinator that serves: it opens sessions of its own, and only r
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from coordinator.config import MANAGEMENT_PASSWORD, Config
 from coordinator.connection import authority, credentials
 from coordinator.doctor import amqp, management, mqtt
 from coordinator.doctor.checks import logged_in
-from coordinator.doctor.probes import Probes
+from coordinator.doctor.probes import LOCK, Probes
 from coordinator.doctor.remedies import Brand
 from coordinator.entries import decode_entry
 from coordinator.keystore import FOLDER, Identity
@@ -37,7 +38,8 @@ async def examine(
 ) -> AsyncIterator[Finding]:
     """Everything, in an order in which a fault explains what is left out behind it.
 
-    The caller holds `probes.LOCK`. Raises `coordinator.config.ConfigError` for settings that cannot be used.
+    Holds `probes.LOCK` while it tries things out. Raises `coordinator.config.ConfigError` for settings that
+    cannot be used, `broker.ports.LockHeld`.
     """
     for finding in machine(directory, identity, ports):
         yield finding
@@ -53,12 +55,27 @@ async def examine(
         yield finding
     if not healthy(way):
         return
-    probes = Probes(directory, config, identity, ports)
     api = _management(directory, config, ports)
     if api is not None:
         told = management.examine(api, config.vhost, identity.federation, ports.clock)
         for finding in await ports.offload.run(list, told):
             yield finding
+    with ExitStack() as stack:
+        try:  # last, because it writes: all else is told even where a disk is full
+            stack.enter_context(ports.lock.hold(directory / LOCK))
+        except OSError as error:
+            yield checkup.unwritable(directory, error)
+            return
+        async for finding in _tried(directory, config, identity, ports, api):
+            yield finding
+
+
+async def _tried(
+    directory: Path, config: Config, identity: Identity, ports: Ports, api: Management | None
+) -> AsyncIterator[Finding]:
+    """What sessions beside the coordinator's find out about a broker that answers at its port."""
+    own = credentials(directory, config, identity, ports)
+    probes = Probes(directory, config, identity, ports)
     if config.broker.startswith("embedded:"):
         yield await logged_in(probes)
         yield Finding("durability", Level.OK, EMBEDDED)
