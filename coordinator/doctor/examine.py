@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 from cryptography import x509
 
 from broker import checkup
+from broker.bus import Credentials
 from broker.checkup import Finding, Level, healthy
 from broker.journal import Journal, JournalError, JournalMissing
 from broker.ports import Ports
@@ -80,15 +82,38 @@ async def _tried(
         yield await logged_in(probes)
         yield Finding("durability", Level.OK, EMBEDDED)
         return
-    if config.broker.startswith("amqp"):
-        serving = await _serves(directory)
-        differences = management.differences
-        asked = partial(ports.offload.run, differences, api, config.vhost, own.client_id) if api else None
-        found = amqp.examine(probes, config.broker, own, asked, serving=serving)
-    else:
-        found = mqtt.examine(probes, Brand.RABBITMQ if config.management else Brand.UNKNOWN)
-    async for finding in found:
+    if not config.broker.startswith("amqp"):
+        async for finding in mqtt.examine(probes, Brand.RABBITMQ if config.management else Brand.UNKNOWN):
+            yield finding
+        return
+    serving = await _serves(directory)
+    differences = management.differences
+    asked = partial(ports.offload.run, differences, api, config.vhost, own.client_id) if api else None
+    async for finding in amqp.examine(probes, config.broker, own, asked, serving=serving):
         yield finding
+        if finding.name in UNUSABLE and finding.level is Level.FAULT:
+            return
+    doors = [url for url in config.urls_for_devices() if url.startswith("mqtt")]
+    if not doors:
+        yield Finding("queue length", Level.UNKNOWN, UNTRIED)
+    for url in doors:
+        async for finding in _door(Probes(directory, config, identity, ports, url), url, own, ports):
+            yield replace(finding, name=f"mqtt {finding.name}")
+
+
+async def _door(probes: Probes, url: str, own: Credentials, ports: Ports) -> AsyncIterator[Finding]:
+    """The devices' way to a RabbitMQ; it may lead past this machine."""
+    for finding in (way := await reach(url, own.tls, ports.clock.wall_s())):
+        level = Level.WARNING if finding.level is Level.FAULT else finding.level
+        remedy = finding.remedy.replace("`broker`", "`device_urls`")
+        yield replace(finding, level=level, remedy=remedy)
+    if healthy(way):
+        async for finding in mqtt.door(probes):
+            yield finding
+
+
+UNUSABLE: Final = ("login", "publishing")
+UNTRIED: Final = "not tried out over AMQP; what bounds a queue stands under queue and policies"
 
 
 def _own_certificate(path: Path, ports: Ports) -> Finding:

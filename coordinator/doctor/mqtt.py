@@ -26,6 +26,8 @@ CHECKS: Final[dict[str, checks.Check]] = {
     "queue bytes": checks.queue_bytes,
     "delay": checks.delay,
 }
+DOOR: Final = {name: CHECKS[name] for name in ("queue length", "queue bytes", "delay")}
+"""What is not the same for whoever speaks AMQP."""
 DURABILITY: Final = {
     Brand.MOSQUITTO: "what it queues is lost when it is killed, and kept when it is stopped if it has "
     "`persistence true`",
@@ -49,6 +51,20 @@ async def examine(probes: Probes, brand: Brand = Brand.UNKNOWN) -> AsyncIterator
     yield Finding("durability", known, f"{text or brand} broker: {DURABILITY[brand]}; {MENDED}")
     yield await checks.anonymous(probes, brand)
     async for finding in checks.tried(probes, brand, CHECKS):
+        yield finding
+
+
+async def door(probes: Probes) -> AsyncIterator[Finding]:
+    """The devices' way into a RabbitMQ that the coordinator reaches over AMQP, as far as its own user may
+    try it out."""
+    yield await checks.anonymous(probes, Brand.RABBITMQ)
+    login = await checks.logged_in(probes)
+    if login.level is Level.FAULT:
+        measured = f"nothing is tried out there, because our own user cannot: {login.measured}"
+        yield Finding("login", Level.UNKNOWN, measured, "`fedbus-coordinator broker rabbitmq` lets it")
+        return
+    yield login
+    async for finding in checks.tried(probes, Brand.RABBITMQ, DOOR):
         yield finding
 
 

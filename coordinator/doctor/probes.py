@@ -83,10 +83,13 @@ class Session:
 
 class Probes:
     """Experiments as the coordinator's user. One at a time, and one such object at a time per federation:
-    the caller holds `LOCK`. All but `session` raise `ProbeFailed` or `broker.bus.BusRefused`."""
+    the caller holds `LOCK`. ``url`` is another door of the broker than the coordinator's. All but `session`
+    raise `ProbeFailed` or `broker.bus.BusRefused`."""
 
-    def __init__(self, directory: Path, config: Config, identity: Identity, ports: Ports) -> None:
-        self._url = config.broker
+    def __init__(
+        self, directory: Path, config: Config, identity: Identity, ports: Ports, url: str = ""
+    ) -> None:
+        self._url = url or config.broker
         self._config = config
         self._ports = ports
         self._own = credentials(directory, config, identity, ports)
