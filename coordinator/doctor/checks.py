@@ -50,6 +50,24 @@ async def logged_in(probes: Probes) -> Finding:
     return Finding("login", Level.OK, f"{who}, and is granted its subscription")
 
 
+async def sessions(probes: Probes) -> Finding:
+    """Whether there may be others beside the coordinator's: before anything else, because a probe that is not
+    durable would empty the coordinator's queue."""
+    try:
+        shared = await probes.shared()
+    except (ProbeFailed, BusError) as error:
+        return told("login", error)
+    return taken(probes) if shared else Finding("sessions", Level.OK, "each keeps its own name")
+
+
+def taken(probes: Probes) -> Finding:
+    """What a broker that names sessions after their user does to the coordinator's."""
+    measured = (
+        f"all sessions of user {probes.user} take the place of the coordinator's: nothing more is measured"
+    )
+    return Finding("sessions", Level.FAULT, measured, remedy("shared sessions", Brand.MOSQUITTO))
+
+
 async def anonymous(probes: Probes, brand: Brand) -> Finding:
     """Try to log in as nobody."""
     if await probes.anonymous():

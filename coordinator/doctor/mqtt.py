@@ -41,10 +41,11 @@ log = structlog.get_logger()
 
 async def examine(probes: Probes, brand: Brand = Brand.UNKNOWN) -> AsyncIterator[Finding]:
     """Everything about an MQTT broker that answers at its port, as long as the next step makes sense."""
-    login = await checks.logged_in(probes)
-    yield login
-    if login.level is Level.FAULT:
-        return
+    for look in (checks.sessions, checks.logged_in):
+        found = await look(probes)
+        yield found
+        if found.level is Level.FAULT:
+            return
     text = "" if brand is Brand.RABBITMQ else await probes.brand()
     brand = brand_of(text) if text else brand
     known = Level.UNKNOWN if brand is Brand.UNKNOWN else Level.OK
@@ -69,13 +70,17 @@ async def door(probes: Probes) -> AsyncIterator[Finding]:
 
 
 async def dropping(directory: Path, config: Config, identity: Identity, ports: Ports) -> str:
-    """How the broker drops what it acknowledged, and the line to change; empty if it does not, or if that
-    could not be found out. Never raises; light enough for every start."""
+    """How the broker drops what it acknowledged, or has each session push the coordinator's out, and the line
+    to change; empty if it does not, or if that could not be found out. Never raises; light enough for every
+    start."""
     try:
         with ports.lock.hold(directory / LOCK):
             probes = Probes(directory, config, identity, ports)
-            await probes.echo()
-            found = await checks.queue_length(probes, brand_of(await probes.brand()), LIGHT_MESSAGES)
+            if await probes.shared():
+                found = checks.taken(probes)
+            else:
+                await probes.echo()
+                found = await checks.queue_length(probes, brand_of(await probes.brand()), LIGHT_MESSAGES)
     except (LockHeld, OSError, BusError, ProbeFailed, ConfigError) as error:
         log.info("whether the broker drops messages was not found out", problem=str(error))
         return ""
