@@ -114,11 +114,14 @@ def other_owner(directory: Path) -> str:
 
 
 def clock(wall_s: float, known_wall_s: float, known: str) -> Finding:
-    """This machine's clock against a moment that has certainly passed; ``known`` says whose that is."""
+    """This machine's clock against a moment that has certainly passed, which only finds one that is behind;
+    ``known`` says whose moment that is."""
     if known_wall_s < RELEASED_WALL_S:
         known_wall_s, known = RELEASED_WALL_S, "this release of fedbus"
     if wall_s >= known_wall_s - CLOCK_SLACK_S:
-        return Finding("clock", Level.OK, f"{when(wall_s)}, not before {known}")
+        return Finding(
+            "clock", Level.OK, f"{when(wall_s)}, not before {known}; whether it is ahead is not told"
+        )
     measured = f"{when(wall_s)}, {span(known_wall_s - wall_s)} before {known} ({when(known_wall_s)})"
     return Finding("clock", Level.FAULT, measured, CLOCK_REMEDY)
 

@@ -74,6 +74,8 @@ def machine(directory: Path, data: LedgerData, ports: Ports) -> Iterator[Finding
     """Secret files, clock, disk."""
     requests = directory / ledger.REQUESTS_DIR
     secrets = [directory / identity.FILE, *(requests / name for name in ports.files.names(requests))]
+    key = directory / config.KEPT["key"]
+    secrets += [key] if ports.files.exists(key) else []
     yield checkup.secrets_kept(secrets, f"`chmod -R go-rwx {directory}`, as the user who runs the agent")
     yield checkup.clock(ports.clock.wall_s(), data.connected_wall_s, "the agent's last connection")
     yield checkup.clock_source()
@@ -98,7 +100,10 @@ async def _broker(
             for finding in await _session(directory, own, settings, ports):
                 yield finding
     except LockHeld as held:
-        since = checkup.when(data.connected_wall_s) if data.connected_wall_s else "never"
+        since, now_s = "never", ports.clock.wall_s()
+        if data.connected_wall_s:
+            ago = checkup.span(max(now_s - data.connected_wall_s, 0.0))
+            since = f"{checkup.when(data.connected_wall_s)}, {ago} ago; its log tells whether it still is"
         measured = f"an agent runs and has the device's session ({held}); it connected last: {since}"
         yield Finding("login", Level.OK if data.connected_wall_s else Level.WARNING, measured)
     except OSError as error:

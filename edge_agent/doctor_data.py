@@ -44,7 +44,8 @@ async def examine(directory: Path, settings: Config, ports: Ports) -> AsyncItera
             if task not in installed:
                 yield _missing(task, installed)
             else:
-                order = work.Inspect(task=task, dataset=settings.data.get(name, ""), config=config)
+                data = settings.data.get(name, "")
+                order = work.Inspect(task=task, dataset=data, config=config, device=policy.device)
                 yield await _inspected(link, order, name, agent_toml)
     ports.files.remove(log)
     for name in sorted(settings.data.keys() - {name for _, name in looks}):

@@ -21,7 +21,9 @@ from broker.journal import Journal, JournalError, JournalMissing
 from broker.ports import Ports
 from broker.reach import dated, reach
 from coordinator import control, ledger
+from coordinator.broker_admin import roster
 from coordinator.broker_admin.management import Management
+from coordinator.broker_admin.site import CLIENTS
 from coordinator.config import MANAGEMENT_PASSWORD, Config
 from coordinator.connection import authority, credentials
 from coordinator.doctor import amqp, management, mqtt
@@ -152,14 +154,26 @@ EMBEDDED: Final = (
 
 def machine(directory: Path, identity: Identity, ports: Ports) -> Iterator[Finding]:
     """State directory, journal, clock, disk. Blocks while it reads the whole journal."""
-    keys = directory / FOLDER
-    secrets = [path for path in sorted(keys.rglob("*")) if path.is_file() and path.name not in PUBLIC]
-    yield checkup.secrets_kept(secrets, f"`chmod -R go-rwx {keys}`, as the user who serves")
+    yield _secrets(directory)
     journal, newest_wall_s = _journal(directory, identity, ports)
     yield journal
     yield checkup.clock(ports.clock.wall_s(), newest_wall_s, "the newest entry of the journal")
     yield checkup.clock_source()
     yield checkup.disk(directory)
+
+
+def _secrets(directory: Path) -> Finding:
+    keys, broker = directory / FOLDER, directory / roster.FOLDER
+    own = [path for path in sorted(keys.rglob("*")) if path.is_file() and path.name not in PUBLIC]
+    others = [broker / "ca.key", broker / roster.FILE]
+    others += [*sorted(broker.glob("coordinator*.key")), *sorted((broker / CLIENTS).glob("*.key"))]
+    others = [path for path in others if path.exists()]  # the server's key is its group's, too
+    looks = [checkup.secrets_kept(own, f"`chmod -R go-rwx {keys}`, as the user who serves")]
+    looks += [
+        checkup.secrets_kept([path], f"`chmod go-rwx {path}`, as the user who serves") for path in others
+    ]
+    wrong = [found for found in looks if found.level is Level.FAULT]
+    return wrong[0] if wrong else checkup.secrets_kept([*own, *others], "")
 
 
 def _journal(directory: Path, identity: Identity, ports: Ports) -> tuple[Finding, float]:

@@ -100,6 +100,21 @@ def test_a_key_that_others_may_read_is_a_fault_with_the_command_that_closes_it(
     assert f"chmod -R go-rwx {home / 'keys'}" in found.remedy
 
 
+@pytest.mark.parametrize("name", ["ca.key", "roster.json", "coordinator-probe.key", "certificates/press.key"])
+def test_a_secret_of_the_broker_that_others_may_read_is_a_fault_with_the_command_that_closes_it(
+    home: Path, identity: Identity, name: str
+) -> None:
+    secret, servers = home / "broker" / name, home / "broker" / "server.key"
+    secret.parent.mkdir(parents=True)
+    servers.touch(0o640)
+    secret.touch(0o600)
+    assert "secret files" in examined(home, identity)["keys"].measured
+    secret.chmod(0o640)
+    found = examined(home, identity)["keys"]
+    assert found.level is Level.FAULT
+    assert f"`chmod go-rwx {secret}`" in found.remedy
+
+
 async def test_a_damaged_journal_is_a_fault(home: Path, identity: Identity) -> None:
     await served_once(home, identity)
     (path,) = (home / "journal").iterdir()

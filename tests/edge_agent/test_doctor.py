@@ -130,6 +130,19 @@ async def test_a_task_that_is_not_installed_is_a_fault(home: Path) -> None:
     assert "pip install" in found.remedy
 
 
+async def test_a_processor_that_is_demanded_and_not_there_is_a_fault_of_the_task(home: Path) -> None:
+    data = (home / "agent.toml").read_text().partition("[data]\n")[2].strip()
+    allow(home, 'tasks = ["vision"]\ndevice = "mps"', data)
+    found = (await faults(home))["task vision"]
+    assert "device = 'mps' is demanded" in found.measured
+    assert 'set device = "auto" or "cpu" under [policy] in agent.toml' in found.remedy
+
+
+async def test_a_clients_key_that_others_may_read_is_a_fault(home: Path) -> None:
+    (home / "client.key").touch(0o644)
+    assert str(home / "client.key") in (await faults(home))["keys"].measured
+
+
 async def test_a_task_without_data_is_warned_with_the_line_to_add(home: Path) -> None:
     allow(home, 'tasks = ["vision"]', "")
     found = (await findings(home))["data vision"]
