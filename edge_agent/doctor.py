@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from broker import checkup
-from broker.bus import Bus, BusError, BusRefused, BusUndelivered, Connected, Delivery
+from broker.bus import Bus, BusError, BusLost, BusRefused, BusUndelivered, Connected, Delivery
 from broker.checkup import Finding, Level, healthy
 from broker.mailbox import Mailbox, Sequencer
 from broker.ports import LockHeld, Ports
@@ -129,11 +130,15 @@ async def _session(directory: Path, own: Identity, settings: Config, ports: Port
         admitted = Finding("login", Level.OK, f"the broker admits this device to {own.down_topic}")
         if not own.active:  # the coordinator would not know it
             return [admitted]
-        return [admitted, await _answer(_Asking(directory, own, bus, ports), early, arrivals, ports)]
+        asking = _Asking(directory, own, bus, ports)
+        answer = await _answer(asking, early, arrivals, ports)
+        if answer.level is not Level.OK:  # without answers nothing tells that a message is stopped
+            return [admitted, answer]
+        return [admitted, answer, await _rules(asking, arrivals)]
 
 
 class _Asking:
-    """A question for our state. It names a request that nobody made: only an answer to *this* question says
+    """Questions for our state. Each names a request that nobody made: only an answer to *this* question says
     that it is closed, and none that waited at the broker."""
 
     def __init__(self, directory: Path, own: Identity, bus: Bus, ports: Ports) -> None:
@@ -141,16 +146,19 @@ class _Asking:
         self._ears = Ears(own, book)
         sequencer = Sequencer(ports.files, directory / SEQUENCE_FILE)
         self._mailbox = Mailbox(bus, own.federation, own.signing, sequencer, ports.entropy)
-        self._mark = RequestRef(MARK, int.from_bytes(ports.entropy.random_bytes(_MARK_BYTES), "big"))
-        held = [RequestRef(record.job, record.number) for record in book.held()]
+        self._mark: RequestRef | None = None
+        self._entropy = ports.entropy
+        self._held = [RequestRef(record.job, record.number) for record in book.held()]
+        self.bus = bus
         self.directory = directory
         self.own = own
         self.waiting = 0
-        self._question = StateRequest(requests=[self._mark, *held], key_set=own.keys().number)
 
     async def ask(self) -> None:
-        """Raises `broker.bus.BusError`, OSError."""
-        await self._mailbox.send(self.own.up_topic, self.own.keys().box, self._question)
+        """A new question. Raises `broker.bus.BusError`, OSError."""
+        self._mark = RequestRef(MARK, int.from_bytes(self._entropy.random_bytes(_MARK_BYTES), "big"))
+        question = StateRequest(requests=[self._mark, *self._held], key_set=self.own.keys().number)
+        await self._mailbox.send(self.own.up_topic, self.own.keys().box, question)
 
     async def answered(self, delivery: Delivery) -> bool:
         """Whether this is the answer. Answers to older questions are acknowledged too: they would fill the
@@ -164,6 +172,10 @@ class _Asking:
             return False
         await delivery.ack()
         return self._mark in heard.closed
+
+    def forged(self) -> bytes:
+        """What is no message of a coordinator."""
+        return MARK.encode() + self._entropy.random_bytes(_MARK_BYTES)
 
 
 async def _answer(
@@ -192,6 +204,36 @@ async def _answer(
     return Finding("coordinator", Level.FAULT, cause, SILENT.format(up=own.up_topic, down=own.down_topic))
 
 
+async def _rules(asking: _Asking, arrivals: AsyncIterator[Delivery | Connected]) -> Finding:
+    """Speak to ourselves in the coordinator's place. A later answer tells that it was stopped."""
+    forged, shown = asking.forged(), "acknowledges it all the same: only its own log tells"
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            try:
+                await asking.bus.publish(asking.own.down_topic, forged)
+            except BusUndelivered:
+                shown = "tells the sender"
+            with suppress(BusLost):  # it is asked again
+                await asking.ask()
+            async for item in arrivals:
+                if isinstance(item, Connected):
+                    await asking.ask()  # what was on its way may be lost
+                elif item.payload == forged:
+                    await item.ack()
+                    return Finding("access rules", Level.FAULT, f"there are none: {FORGED}", OPERATOR)
+                elif await asking.answered(item):
+                    break
+    except OSError as error:
+        measured = (
+            str(error) or f"no answer within {ANSWER_S:g} s to a question behind a message to ourselves"
+        )
+        return Finding("access rules", Level.UNKNOWN, measured, OPERATOR)
+    except (BusUndelivered, BusRefused) as error:
+        return Finding("access rules", Level.UNKNOWN, checkup.bare(error), OPERATOR)
+    measured = f"a message in the coordinator's place is stopped; the broker {shown}"
+    return Finding("access rules", Level.OK, measured)
+
+
 def _full(waiting: int, silent: str) -> Finding:
     """A broker sends no more than a window of messages that nobody acknowledges: an answer stays behind."""
     measured = f"{silent}: {waiting} messages wait for the agent and fill its window"
@@ -199,6 +241,8 @@ def _full(waiting: int, silent: str) -> Finding:
     return Finding("coordinator", Level.UNKNOWN, measured, remedy)
 
 
+FORGED: Final = "this device may speak in the coordinator's place"
+OPERATOR: Final = "ask the operator: `fedbus-coordinator doctor` names the line to change"
 SILENT: Final = (
     "see that the coordinator serves (`fedbus-coordinator status`), and that the broker lets this device "
     "write {up} and read {down}"

@@ -26,11 +26,11 @@ from tests.edge_agent.test_doctor import faults, findings, full_ports, member
 
 
 @contextmanager
-def at_mosquitto(tmp_path: Path, password: str = "secret", publish: bool = True) -> Iterator[Identity]:
+def at_mosquitto(tmp_path: Path, password: str = "secret", rules: bool = True) -> Iterator[Identity]:
     broker = Mosquitto(tmp_path / "mosquitto", Mosquitto.USERS)
     own = member(tmp_path / "home", f"mqtt://127.0.0.1:{broker.port}")
     user = broker_user(own.federation, own.device)
-    broker.admit(user, password, [own.up_topic] if publish else [], [own.down_topic])
+    broker.admit(user, password, [own.up_topic] if rules else ["#"], [own.down_topic])
     broker.admit("coordinator", "secret", [own.down_topic], [own.up_topic])
     with broker:
         yield own
@@ -104,6 +104,22 @@ async def test_a_doctor_that_looks_often_leaves_no_answer_in_the_session(tmp_pat
             for _ in range(25):
                 found = (await findings(tmp_path / "home"))["coordinator"]
                 assert found.level is Level.OK, found
+
+
+@pytest.mark.live
+async def test_whether_a_device_may_speak_in_the_coordinators_place_is_tried_out(tmp_path: Path) -> None:
+    federation = Federation()
+    with at_mosquitto(tmp_path) as own:
+        async with coordinator(own, federation):
+            found = (await findings(tmp_path / "home"))["access rules"]
+    assert found.level is Level.OK
+    with at_mosquitto(tmp_path / "open", rules=False) as own:
+        async with coordinator(own, federation):
+            for _ in range(2):
+                found = (await findings(tmp_path / "open" / "home"))["access rules"]
+                assert found.level is Level.FAULT
+    assert "in the coordinator's place" in found.measured
+    assert "`fedbus-coordinator doctor`" in found.remedy
 
 
 class LateBus(AnsweringBus):
