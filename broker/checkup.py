@@ -6,7 +6,9 @@ Everything here only looks. A finding says what was measured, and what to do abo
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import pwd
 import shutil
 import stat
 from collections.abc import Iterable
@@ -23,6 +25,11 @@ CLOCK_SLACK_S: Final = 300.0
 DISK_FAULT_BYTES: Final = 256 << 20
 DISK_WARNING_BYTES: Final = 2 << 30
 
+AGAIN: Final = "; the bus connects again"
+"""How a bus ends what it says of a broken connection: a promise, not a remedy."""
+BROKEN: Final = "the broker's log tells why it ended the connection"
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _TIME_ERROR: Final = 5  # adjtimex(2): the kernel's clock follows no other clock
 
 
@@ -70,16 +77,51 @@ def summary(findings: Iterable[Finding]) -> str:
 
 def told(name: str, error: Exception) -> Finding:
     """An error of ours as a fault: the end of its one line is its remedy."""
-    measured, _, remedy = str(error).rpartition("; ")
-    return Finding(name, Level.FAULT, measured or remedy, remedy if measured else "")
+    text = bare(error)
+    measured, _, remedy = text.rpartition("; ")
+    otherwise = BROKEN if text != str(error) else ""
+    return Finding(name, Level.FAULT, measured or remedy, remedy if measured else otherwise)
+
+
+def bare(error: Exception) -> str:
+    """The text of an error of ours, without what its bus is going to do about it."""
+    return str(error).removesuffix(AGAIN)
+
+
+def unwritable(directory: Path, error: OSError) -> Finding:
+    """A state directory in which we cannot write, as a fault."""
+    remedy = f"see that {directory} can be written, by the user who owns it"
+    if error.errno in _NO_ROOM:
+        remedy = f"free space on the file system of {directory}"
+    measured = f"{error.filename or directory}: {error.strerror or error}: what needs it is not measured"
+    return Finding("state directory", Level.FAULT, measured, remedy)
+
+
+def other_owner(directory: Path) -> str:
+    """Why this user must not work in a state directory: files that it makes there would be closed to the
+    owner. Empty if it may, or if there is no such directory."""
+    try:
+        owner = directory.stat().st_uid
+    except OSError:
+        return ""
+    if owner == os.geteuid():
+        return ""
+    try:
+        who = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        who = f"#{owner}"
+    return f"{directory} belongs to {who}: run this as {who} (`sudo -u {who} …`)"
 
 
 def clock(wall_s: float, known_wall_s: float, known: str) -> Finding:
-    """This machine's clock against a moment that has certainly passed; ``known`` says whose that is."""
+    """This machine's clock against a moment that has certainly passed, which only finds one that is behind;
+    ``known`` says whose moment that is."""
     if known_wall_s < RELEASED_WALL_S:
         known_wall_s, known = RELEASED_WALL_S, "this release of fedbus"
     if wall_s >= known_wall_s - CLOCK_SLACK_S:
-        return Finding("clock", Level.OK, f"{when(wall_s)}, not before {known}")
+        return Finding(
+            "clock", Level.OK, f"{when(wall_s)}, not before {known}; whether it is ahead is not told"
+        )
     measured = f"{when(wall_s)}, {span(known_wall_s - wall_s)} before {known} ({when(known_wall_s)})"
     return Finding("clock", Level.FAULT, measured, CLOCK_REMEDY)
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.cli_errors import CommandFailed
+from edge_agent.cli_errors import CommandFailed, Misused
 
 if TYPE_CHECKING:
     from broker.checkup import Finding
@@ -25,9 +25,12 @@ def add(commands: Any) -> list[argparse.ArgumentParser]:
 
 
 def doctor(arguments: argparse.Namespace) -> None:
-    """Print the findings. Raises `CommandFailed` if something is at fault."""
-    from broker.checkup import Level, document, lines, summary
+    """Print the findings. Raises `CommandFailed` if something is at fault, `Misused` in another user's
+    directory."""
+    from broker.checkup import Level, document, lines, other_owner, summary, unwritable
 
+    if problem := other_owner(arguments.dir):
+        raise Misused(problem)
     findings: list[Finding] = []
 
     def tell(finding: Finding) -> None:
@@ -37,7 +40,10 @@ def doctor(arguments: argparse.Namespace) -> None:
 
     # What goes wrong with a connection is found, and told once.
     logging.getLogger("broker").addHandler(logging.NullHandler())
-    asyncio.run(_examine(arguments, tell))
+    try:
+        asyncio.run(_examine(arguments, tell))
+    except OSError as error:
+        tell(unwritable(arguments.dir, error))
     print(json.dumps(document(findings), indent=2) if arguments.json else summary(findings))
     faults = [finding.name for finding in findings if finding.level is Level.FAULT]
     if faults:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Final
 
-from broker.checkup import Finding, Level
+from broker.checkup import Finding, Level, unwritable
 from broker.ports import Ports
 from broker.worker import Limits, WorkerFailed, WorkerLink
 from edge_agent import tasks
@@ -34,12 +34,18 @@ async def examine(directory: Path, settings: Config, ports: Ports) -> AsyncItera
     looks = _looks(directory, settings, ports)
     limits = Limits(policy.threads, policy.memory_bytes_max, INSPECT_S)
     log = directory / WORKER_LOG
+    try:  # the worker's words need a place
+        ports.files.open(log, create=True).close()
+    except OSError as error:
+        yield unwritable(directory, error)
+        return
     async with WorkerLink(ports, log, limits) as link:
         for (task, name), config in looks.items():
             if task not in installed:
                 yield _missing(task, installed)
             else:
-                order = work.Inspect(task=task, dataset=settings.data.get(name, ""), config=config)
+                data = settings.data.get(name, "")
+                order = work.Inspect(task=task, dataset=data, config=config, device=policy.device)
                 yield await _inspected(link, order, name, agent_toml)
     ports.files.remove(log)
     for name in sorted(settings.data.keys() - {name for _, name in looks}):

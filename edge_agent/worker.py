@@ -222,6 +222,7 @@ def inspect(order: work.Inspect) -> dict[str, float | str]:
     """What a task finds in a data set: at most `METRICS_MAX` facts. Raises `TaskError`, `Failed`."""
     path = Path(order.dataset)
     kind = tasks.find(order.task)
+    device_for(kind, order.device)
     if not order.dataset:
         return {}
     if order.config is not None:

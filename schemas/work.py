@@ -102,11 +102,13 @@ class Evaluate(msgspec.Struct, frozen=True, kw_only=True, tag="evaluate"):
 
 class Inspect(msgspec.Struct, frozen=True, kw_only=True, tag="inspect"):
     """Import ``task`` and look at ``dataset``: under ``config``, as a training would; without one, as far as
-    the task tells without it. With an empty ``dataset``, only import."""
+    the task tells without it. With an empty ``dataset``, only import. ``device`` is where it would train: a
+    processor that is not there is a problem of the task."""
 
     task: str
     dataset: str
     config: TaskConfig | None = None
+    device: Processor = "auto"
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True, tag="trained"):

@@ -78,7 +78,8 @@ class Management:
             told = connection.getresponse().getheader("Date", "")
             return parsedate_to_datetime(told).timestamp()
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise ManagementError(f"{self._name}: it does not tell its time: {error}") from error
+            remedy = "see that RabbitMQ's own management plugin answers there, and no proxy"
+            raise ManagementError(f"{self._name}: it does not tell its time: {error}; {remedy}") from error
         finally:
             connection.close()
 
@@ -101,7 +102,7 @@ class Management:
         if status >= http.HTTPStatus.BAD_REQUEST:
             reason = answer.get("reason") or answer.get("error") if isinstance(answer, dict) else answer
             what = f"{method} {target}: {str(reason)[:REASON_CHARS_MAX]}"
-            raise ManagementError(f"{self._name}: {what} ({status})", status)
+            raise ManagementError(f"{self._name}: {what} ({status}); {_remedy(status)}", status)
         return answer
 
     def _ask(self, method: str, target: str, body: object) -> tuple[int, bytes]:
@@ -125,3 +126,9 @@ class Management:
         if self._context is None:
             return http.client.HTTPConnection(self._host, self._port, timeout=ANSWER_S)
         return http.client.HTTPSConnection(self._host, self._port, timeout=ANSWER_S, context=self._context)
+
+
+def _remedy(status: int) -> str:
+    if status == http.HTTPStatus.NOT_FOUND:
+        return "compare `vhost` in coordinator.toml with `rabbitmqctl list_vhosts`"
+    return "RabbitMQ's own log tells more"

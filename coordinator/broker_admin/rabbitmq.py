@@ -48,13 +48,13 @@ class Protocols:
 def permissions(session: str, speaks: Protocols, probes: Sequence[str] = ()) -> dict[str, str]:
     """What a user may do: read the queue of its ``session``, and publish to the one exchange.
 
-    An AMQP session's queue is made for it; an MQTT session makes its own, and ``probes`` make theirs.
+    An AMQP session's queue is made for it; an MQTT session makes its own, and ``probes`` make theirs, over
+    MQTT too: they try out the devices' door.
     """
     names = [re.escape(name) for name in (session, *probes)]
     queues, configured = (names, names[1:]) if speaks.amqp else ([], [])
-    if speaks.mqtt:
-        mqtt = [f"mqtt-subscription-{name}qos[01]" for name in names]
-        queues, configured = queues + mqtt, configured + mqtt
+    mqtt = [f"mqtt-subscription-{name}qos[01]" for name in (names if speaks.mqtt else names[1:])]
+    queues, configured = queues + mqtt, configured + mqtt
     used = _any([*queues, re.escape(EXCHANGE)])
     return {"configure": _any(configured), "write": used, "read": used}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.cli.options import DIRECTORY_DEFAULT, AsJson, Directory
-from coordinator.cli.output import Failed, print_json, print_lines
+from coordinator.cli.output import Failed, UsageFault, print_json, print_lines
 
 if TYPE_CHECKING:
     from broker.checkup import Finding
@@ -22,8 +22,10 @@ def doctor(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) ->
     Works beside a coordinator that serves. Sends about 40 MiB to itself through the broker. Exit status 1 if
     something is at fault.
     """
-    from broker.checkup import Level, document, lines, summary
+    from broker.checkup import Level, document, lines, other_owner, summary
 
+    if problem := other_owner(directory):
+        raise UsageFault(problem)
     findings: list[Finding] = []
 
     def told(finding: Finding) -> None:
@@ -44,12 +46,10 @@ async def _examine(directory: Path, told: Callable[[Finding], None]) -> None:
     from broker.system import system_ports
     from coordinator.config import load_config
     from coordinator.doctor.examine import examine
-    from coordinator.doctor.probes import LOCK
     from coordinator.keystore import load_identity
 
     ports = system_ports()
     config = load_config(ports.files, directory, os.environ)
     identity = load_identity(ports.files, directory)
-    with ports.lock.hold(directory / LOCK):
-        async for finding in examine(directory, config, identity, ports):
-            told(finding)
+    async for finding in examine(directory, config, identity, ports):
+        told(finding)

@@ -71,9 +71,11 @@ def _arguments(name: str, found: QueueLook) -> Finding:
     wrong = found.differences
     if wrong is None:
         measured = f"queue {name} is there; this user may not ask what kind it is"
-        return Finding(
-            "queue", Level.UNKNOWN, measured, "`rabbitmqctl list_queues name type arguments` tells"
+        remedy = (
+            "`rabbitmqctl list_queues name type arguments` tells; with `--store-credentials`, "
+            "`fedbus-coordinator broker rabbitmq` lets the doctor ask"
         )
+        return Finding("queue", Level.UNKNOWN, measured, remedy)
     if not wrong:
         return Finding("queue", Level.OK, f"queue {name}: durable, {_pairs(QUEUE_ARGUMENTS)}")
     if wrong.get("x-queue-type") == "none":

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
 from broker.bus import BusError
-from broker.checkup import Finding, Level, told
+from broker.checkup import Finding, Level, bare, told
 from coordinator.doctor.probes import ProbeFailed, Probes
 from coordinator.doctor.remedies import Brand, remedy
 from schemas.limits import CHUNK_BYTES_DEFAULT, MESSAGE_BYTES_MAX
@@ -24,13 +24,13 @@ async def tried(probes: Probes, brand: Brand, checks: Mapping[str, Check]) -> As
     try:
         await probes.echo()
     except (ProbeFailed, BusError) as error:
-        yield _silent(probes, brand, str(error))
+        yield _silent(probes, brand, bare(error))
         return
     for name, check in checks.items():
         try:
             yield await check(probes, brand)
         except (ProbeFailed, BusError) as error:
-            yield Finding(name, Level.UNKNOWN, str(error), "repeat this while broker and link are idle")
+            yield Finding(name, Level.UNKNOWN, bare(error), "repeat this while broker and link are idle")
 
 
 def _silent(probes: Probes, brand: Brand, problem: str) -> Finding:
@@ -48,6 +48,24 @@ async def logged_in(probes: Probes) -> Finding:
         return told("login", error)
     who = f"user {probes.user} logs in" if probes.user else "nobody in particular logs in"
     return Finding("login", Level.OK, f"{who}, and is granted its subscription")
+
+
+async def sessions(probes: Probes) -> Finding:
+    """Whether there may be others beside the coordinator's: before anything else, because a probe that is not
+    durable would empty the coordinator's queue."""
+    try:
+        shared = await probes.shared()
+    except (ProbeFailed, BusError) as error:
+        return told("login", error)
+    return taken(probes) if shared else Finding("sessions", Level.OK, "each keeps its own name")
+
+
+def taken(probes: Probes) -> Finding:
+    """What a broker that names sessions after their user does to the coordinator's."""
+    measured = (
+        f"all sessions of user {probes.user} take the place of the coordinator's: nothing more is measured"
+    )
+    return Finding("sessions", Level.FAULT, measured, remedy("shared sessions", Brand.MOSQUITTO))
 
 
 async def anonymous(probes: Probes, brand: Brand) -> Finding:

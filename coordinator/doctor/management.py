@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from shlex import quote
 from typing import Any, Final
 
 from broker.amqp import QUEUE_ARGUMENTS
@@ -27,7 +28,11 @@ def examine(api: Management, vhost: str, federation: FederationId, clock: Clock)
     """All that the API tells; blocks."""
     try:
         yield from alarms(api.get("nodes"))
-        yield policies(api.get("policies", vhost), federation)
+        bounding = [
+            *policies(api.get("policies", vhost), vhost, federation),
+            *policies(api.get("operator-policies", vhost), vhost, federation, "operator_policy"),
+        ]
+        yield from bounding or [Finding("policies", Level.OK, "none bounds what waits in our queues")]
         its_wall_s = api.wall_s()
     except ManagementError as error:
         yield told("management", error)
@@ -49,21 +54,26 @@ def alarms(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
         yield Finding("alarms", Level.OK, f"none on {len(nodes)} node{'s' if len(nodes) > 1 else ''}")
 
 
-def policies(known: list[dict[str, Any]], federation: FederationId) -> Finding:
-    """Whether a policy drops what waits in the queue of the coordinator, or of a device."""
+def policies(
+    known: list[dict[str, Any]], vhost: str, federation: FederationId, kind: str = "policy"
+) -> Iterator[Finding]:
+    """Those that drop what waits in the queue of the coordinator, or of a device: of all that match, only
+    the one with the highest priority applies. ``kind`` is what `rabbitmqctl` calls them."""
     ours = [
         broker_user(federation, COORDINATOR),
         f"mqtt-subscription-{broker_user(federation, 'device')}qos1",
     ]
-    for policy in known:
-        wrong = sorted(key for key in DROPPING if key in policy["definition"])
-        if wrong and policy["apply-to"] != "exchanges" and _matches(policy["pattern"], ours):
-            measured = (
-                f"policy {policy['name']!r} drops or refuses messages in our queues: {', '.join(wrong)}"
+    applied = {policy["name"]: policy for queue in ours for policy in _applied(known, queue)}
+    for name, policy in applied.items():
+        wrong = [key for key in DROPPING if key in policy["definition"]]
+        if wrong:
+            what = f"{kind.replace('_', ' ')} {name!r}"
+            measured = f"{what} drops or refuses messages in our queues: {', '.join(wrong)}"
+            remedy = (
+                f"`rabbitmqctl clear_{kind} -p {quote(vhost)} {quote(name)}`, or take {' and '.join(wrong)} "
+                f"out of it, or our queues out of its pattern"
             )
-            remedy = f"take {' and '.join(wrong)} out of it, or our queues out of its pattern"
-            return Finding("policies", Level.FAULT, measured, remedy)
-    return Finding("policies", Level.OK, "none bounds what waits in our queues")
+            yield Finding("policies", Level.FAULT, measured, remedy)
 
 
 def differences(api: Management, vhost: str, queue: str) -> dict[str, str] | None:
@@ -81,9 +91,16 @@ def differences(api: Management, vhost: str, queue: str) -> dict[str, str] | Non
     return wrong if known["durable"] else wrong | {"durable": "false"}
 
 
-def _matches(pattern: str, names: list[str]) -> bool:
-    """RabbitMQ's patterns are PCRE; one that Python cannot read is taken to match."""
-    try:
-        return any(re.search(pattern, name) for name in names)
-    except re.error:
-        return True
+def _applied(known: list[dict[str, Any]], queue: str) -> list[dict[str, Any]]:
+    """RabbitMQ's patterns are PCRE: one that Python cannot read is taken to match, beside the others."""
+    certain, unread = [], []
+    for policy in known:
+        if policy["apply-to"] == "exchanges":
+            continue
+        try:
+            if re.search(policy["pattern"], queue):
+                certain.append(policy)
+        except re.error:
+            unread.append(policy)
+    highest = max((policy.get("priority", 0) for policy in certain), default=0)
+    return unread + [policy for policy in certain if policy.get("priority", 0) == highest]

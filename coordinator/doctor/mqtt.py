@@ -26,6 +26,8 @@ CHECKS: Final[dict[str, checks.Check]] = {
     "queue bytes": checks.queue_bytes,
     "delay": checks.delay,
 }
+DOOR: Final = {name: CHECKS[name] for name in ("queue length", "queue bytes", "delay")}
+"""What is not the same for whoever speaks AMQP."""
 DURABILITY: Final = {
     Brand.MOSQUITTO: "what it queues is lost when it is killed, and kept when it is stopped if it has "
     "`persistence true`",
@@ -39,10 +41,11 @@ log = structlog.get_logger()
 
 async def examine(probes: Probes, brand: Brand = Brand.UNKNOWN) -> AsyncIterator[Finding]:
     """Everything about an MQTT broker that answers at its port, as long as the next step makes sense."""
-    login = await checks.logged_in(probes)
-    yield login
-    if login.level is Level.FAULT:
-        return
+    for look in (checks.sessions, checks.logged_in):
+        found = await look(probes)
+        yield found
+        if found.level is Level.FAULT:
+            return
     text = "" if brand is Brand.RABBITMQ else await probes.brand()
     brand = brand_of(text) if text else brand
     known = Level.UNKNOWN if brand is Brand.UNKNOWN else Level.OK
@@ -52,14 +55,32 @@ async def examine(probes: Probes, brand: Brand = Brand.UNKNOWN) -> AsyncIterator
         yield finding
 
 
+async def door(probes: Probes) -> AsyncIterator[Finding]:
+    """The devices' way into a RabbitMQ that the coordinator reaches over AMQP, as far as its own user may
+    try it out."""
+    yield await checks.anonymous(probes, Brand.RABBITMQ)
+    login = await checks.logged_in(probes)
+    if login.level is Level.FAULT:
+        measured = f"nothing is tried out there, because our own user cannot: {login.measured}"
+        yield Finding("login", Level.UNKNOWN, measured, "`fedbus-coordinator broker rabbitmq` lets it")
+        return
+    yield login
+    async for finding in checks.tried(probes, Brand.RABBITMQ, DOOR):
+        yield finding
+
+
 async def dropping(directory: Path, config: Config, identity: Identity, ports: Ports) -> str:
-    """How the broker drops what it acknowledged, and the line to change; empty if it does not, or if that
-    could not be found out. Never raises; light enough for every start."""
+    """How the broker drops what it acknowledged, or has each session push the coordinator's out, and the line
+    to change; empty if it does not, or if that could not be found out. Never raises; light enough for every
+    start."""
     try:
         with ports.lock.hold(directory / LOCK):
             probes = Probes(directory, config, identity, ports)
-            await probes.echo()
-            found = await checks.queue_length(probes, brand_of(await probes.brand()), LIGHT_MESSAGES)
+            if await probes.shared():
+                found = checks.taken(probes)
+            else:
+                await probes.echo()
+                found = await checks.queue_length(probes, brand_of(await probes.brand()), LIGHT_MESSAGES)
     except (LockHeld, OSError, BusError, ProbeFailed, ConfigError) as error:
         log.info("whether the broker drops messages was not found out", problem=str(error))
         return ""

@@ -20,7 +20,7 @@ from broker.connect import connect
 from broker.ports import Ports
 from broker.service import innermost
 from coordinator.config import Config
-from coordinator.connection import credentials, probe
+from coordinator.connection import PROBES, credentials, probe
 from coordinator.keystore import Identity
 from schemas import topics
 from schemas.ids import DeviceId, broker_user
@@ -28,6 +28,8 @@ from schemas.ids import DeviceId, broker_user
 LOCK: Final = "doctor.lock"
 CONNECT_S: Final = 15.0
 ANSWER_S: Final = 3.0
+SHARED_S: Final = 2.0
+"""A session that was pushed out is back within this time."""
 SERIES_S: Final = 120.0
 MARK_S: Final = 0.25
 """How often the end of a series is marked, until a mark comes back: a full queue drops marks, too."""
@@ -74,6 +76,14 @@ class Session:
                 return item
             self.reconnected += 1
 
+    async def stirs(self) -> bool:
+        """Whether anything at all comes soon, a new connection among it. The session is of no use then."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.0 if self._early else SHARED_S):
+                await anext(self._arrivals)
+                return True
+        return bool(self._early)
+
     async def take(self) -> bytes:
         """The next message, acknowledged."""
         delivery = await self.next()
@@ -83,10 +93,13 @@ class Session:
 
 class Probes:
     """Experiments as the coordinator's user. One at a time, and one such object at a time per federation:
-    the caller holds `LOCK`. All but `session` raise `ProbeFailed` or `broker.bus.BusRefused`."""
+    the caller holds `LOCK`. ``url`` is another door of the broker than the coordinator's. All but `session`
+    raise `ProbeFailed` or `broker.bus.BusRefused`."""
 
-    def __init__(self, directory: Path, config: Config, identity: Identity, ports: Ports) -> None:
-        self._url = config.broker
+    def __init__(
+        self, directory: Path, config: Config, identity: Identity, ports: Ports, url: str = ""
+    ) -> None:
+        self._url = url or config.broker
         self._config = config
         self._ports = ports
         self._own = credentials(directory, config, identity, ports)
@@ -117,6 +130,17 @@ class Probes:
             except TimeoutError as error:
                 raise ProbeFailed(bus.problem or f"no session within {CONNECT_S:g} s") from error
             yield Session(bus, arrivals, early)
+
+    async def shared(self) -> bool:
+        """Whether the broker names sessions after their user: ours take the place of each other, and of the
+        coordinator's. Both here are durable, so that what waits in that one stays."""
+        async with self.session(durable=True) as first, self.session(suffix="-away", durable=True):
+            if await first.stirs():
+                return True
+        for suffix in PROBES:
+            async with self.session(suffix=suffix):
+                pass  # and forgotten
+        return False
 
     async def may_subscribe(self) -> None:
         """Log in and subscribe as the coordinator does."""

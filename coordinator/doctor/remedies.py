@@ -45,6 +45,7 @@ _REMEDIES: Final = {
         "`allow_anonymous false` in mosquitto.conf",
         "`mqtt.allow_anonymous = false` in rabbitmq.conf",
     ),
+    "shared sessions": ("take `use_username_as_clientid true` out of mosquitto.conf", ""),
     "size dropped": ("`message_size_limit 0` in mosquitto.conf", _SIZE),
     "size refused": ("take `max_packet_size` out of mosquitto.conf", _SIZE),
     "queue length": (

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 KINDS: Final = ("cuda", "mps")  # in order of preference
 
 
-def device_for(task: Task, wanted: str) -> torch.device:
+def device_for(task: Task | type[Task], wanted: str) -> torch.device:
     """Where ``task`` trains here, if its owner says ``wanted``: "auto", "cpu" or one of `KINDS`.
 
     "auto" is the first accelerator that PyTorch finds, if the task can use it; else the CPU. Raises
@@ -31,9 +31,8 @@ def device_for(task: Task, wanted: str) -> torch.device:
             f"install the driver and PyTorch's build for it, or {remedy}"
         )
     if not accelerated:
-        raise TaskError(
-            f"device = {wanted!r} is demanded, but {type(task).__name__} trains on the CPU only; {remedy}"
-        )
+        name = (task if isinstance(task, type) else type(task)).__name__
+        raise TaskError(f"device = {wanted!r} is demanded, but {name} trains on the CPU only; {remedy}")
     kind = found[0] if wanted == "auto" else wanted
     if kind == "cuda":
         torch.backends.cudnn.deterministic = True

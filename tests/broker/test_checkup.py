@@ -109,3 +109,12 @@ def test_an_error_of_ours_is_told_as_what_was_found_and_what_to_do() -> None:
     found = checkup.told("login", ValueError("broker x: user y refused; z; check the password"))
     assert (found.measured, found.remedy) == ("broker x: user y refused; z", "check the password")
     assert checkup.told("login", ValueError("no more")).measured == "no more"
+
+
+def test_that_the_bus_connects_again_is_no_remedy() -> None:
+    broken = ValueError("broker x: the connection broke; check its rules; the bus connects again")
+    found = checkup.told("login", broken)
+    assert (found.measured, found.remedy) == ("broker x: the connection broke", "check its rules")
+    found = checkup.told("login", ValueError("broker x: closed; the bus connects again"))
+    assert found.measured == "broker x: closed"
+    assert "log" in found.remedy

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +98,21 @@ def test_a_key_that_others_may_read_is_a_fault_with_the_command_that_closes_it(
     found = examined(home, identity)["keys"]
     assert found.level is Level.FAULT
     assert f"chmod -R go-rwx {home / 'keys'}" in found.remedy
+
+
+@pytest.mark.parametrize("name", ["ca.key", "roster.json", "coordinator-probe.key", "certificates/press.key"])
+def test_a_secret_of_the_broker_that_others_may_read_is_a_fault_with_the_command_that_closes_it(
+    home: Path, identity: Identity, name: str
+) -> None:
+    secret, servers = home / "broker" / name, home / "broker" / "server.key"
+    secret.parent.mkdir(parents=True)
+    servers.touch(0o640)
+    secret.touch(0o600)
+    assert "secret files" in examined(home, identity)["keys"].measured
+    secret.chmod(0o640)
+    found = examined(home, identity)["keys"]
+    assert found.level is Level.FAULT
+    assert f"`chmod go-rwx {secret}`" in found.remedy
 
 
 async def test_a_damaged_journal_is_a_fault(home: Path, identity: Identity) -> None:
@@ -222,4 +239,33 @@ def test_a_policy_that_drops_what_waits_in_our_queues_is_a_fault(
     identity: Identity, pattern: str, definition: dict[str, object], level: Level
 ) -> None:
     policy = {"name": "theirs", "pattern": pattern, "apply-to": "queues", "definition": definition}
-    assert doctor_management.policies([policy], identity.federation).level is level
+    found = list(doctor_management.policies([policy], "/", identity.federation))
+    assert [finding.level for finding in found] == ([level] if level is Level.FAULT else [])
+    for finding in found:
+        assert "`rabbitmqctl clear_policy -p / theirs`" in finding.remedy
+
+
+def test_of_policies_that_match_only_the_one_that_applies_is_told(identity: Identity) -> None:
+    harmless: dict[str, Any] = {"name": "ours", "pattern": ".*", "apply-to": "all", "definition": {}}
+    bounding = harmless | {"name": "their own", "definition": {"max-length": 9}}
+    for below, above, level in ((bounding, harmless, Level.OK), (harmless, bounding, Level.FAULT)):
+        known = [below | {"priority": 1}, above | {"priority": 2}]
+        found = list(doctor_management.policies(known, "a b", identity.federation, "operator_policy"))
+        assert len(found) == (level is Level.FAULT)
+        for finding in found:
+            assert "operator policy 'their own'" in finding.measured
+            assert "`rabbitmqctl clear_operator_policy -p 'a b' 'their own'`" in finding.remedy
+
+
+@pytest.mark.usefixtures("identity")
+def test_another_users_federation_is_left_alone(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, owner = sorted(home.iterdir()), home.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert main(["doctor", "--dir", str(home)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{home} belongs to" in err
+    assert "`sudo -u " in err
+    assert sorted(home.iterdir()) == before

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from broker.checkup import told
 from coordinator.broker_admin.management import Management, ManagementError
 from coordinator.broker_admin.rabbitmq import RabbitUsers
 from coordinator.config import Config, ConfigError
@@ -71,8 +72,17 @@ def test_an_answer_that_is_no_help_is_told_in_one_line(status: int, body: str, w
     with api(lambda *_: (status, body)) as url, pytest.raises(ManagementError) as refused:
         Management(url, "right").get("users")
     assert words in str(refused.value)
+    assert told("management", refused.value).remedy
     assert "\n" not in str(refused.value)
     assert "right" not in str(refused.value)
+
+
+def test_a_virtual_host_that_is_not_there_is_told_with_the_setting() -> None:
+    with api(lambda *_: (404, '{"reason":"Not Found"}')) as url, pytest.raises(ManagementError) as refused:
+        Management(url, "right").get("policies", "plant")
+    found = told("management", refused.value)
+    assert "GET /api/policies/plant: Not Found (404)" in found.measured
+    assert "`vhost` in coordinator.toml" in found.remedy
 
 
 def test_what_is_gone_already_is_no_error_to_remove() -> None:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 from broker.checkup import Finding, Level
-from broker.ports import write_atomic
+from broker.ports import File, Files, Ports, write_atomic
 from broker.system import system_ports
-from edge_agent import doctor, identity, ledger
+from edge_agent import identity, ledger
 from edge_agent.cli import main
 from edge_agent.doctor import examine
 from edge_agent.identity import Identity
 from edge_agent.ledger import Ledger, LedgerData
 from schemas.codec import pack
-from schemas.ids import broker_user
 from schemas.jobs import TaskConfig
-from tests.brokers import Mosquitto, free_ports
+from tests.brokers import free_ports
 from tests.coordinator.test_doctor import DAY_S, WrongClock
 from tests.edge_agent.federation import DEVICE, Federation
 from tests.edge_agent.party import UPDATE_KEY, tiny_model
@@ -59,8 +60,10 @@ def remember(directory: Path, data: LedgerData) -> None:
     write_atomic(system_ports().files, directory / ledger.FILE, pack(data))
 
 
-async def findings(directory: Path, clock_off_s: float = 0.0) -> dict[str, Finding]:
-    ports = replace(system_ports(), clock=WrongClock(clock_off_s))
+async def findings(
+    directory: Path, clock_off_s: float = 0.0, ports: Ports | None = None
+) -> dict[str, Finding]:
+    ports = ports or replace(system_ports(), clock=WrongClock(clock_off_s))
     return {finding.name: finding async for finding in examine(directory, ports, {})}
 
 
@@ -127,6 +130,19 @@ async def test_a_task_that_is_not_installed_is_a_fault(home: Path) -> None:
     assert "pip install" in found.remedy
 
 
+async def test_a_processor_that_is_demanded_and_not_there_is_a_fault_of_the_task(home: Path) -> None:
+    data = (home / "agent.toml").read_text().partition("[data]\n")[2].strip()
+    allow(home, 'tasks = ["vision"]\ndevice = "mps"', data)
+    found = (await faults(home))["task vision"]
+    assert "device = 'mps' is demanded" in found.measured
+    assert 'set device = "auto" or "cpu" under [policy] in agent.toml' in found.remedy
+
+
+async def test_a_clients_key_that_others_may_read_is_a_fault(home: Path) -> None:
+    (home / "client.key").touch(0o644)
+    assert str(home / "client.key") in (await faults(home))["keys"].measured
+
+
 async def test_a_task_without_data_is_warned_with_the_line_to_add(home: Path) -> None:
     allow(home, 'tasks = ["vision"]', "")
     found = (await findings(home))["data vision"]
@@ -175,6 +191,56 @@ async def test_a_task_without_an_inspection_of_its_own_is_imported_and_its_file_
     )
 
 
+class Full:
+    """A file system without room: what is there can be read. Locks and files."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.files, name)
+
+    def hold(self, path: Path) -> AbstractContextManager[None]:
+        raise no_room(path)
+
+    def open(self, path: Path, *, create: bool = False, mode: int = 0o600) -> File:
+        if create:
+            raise no_room(path)
+        return self.files.open(path, mode=mode)
+
+
+def no_room(path: Path) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def full_ports(*, lock: bool = True) -> Ports:
+    ports = system_ports()
+    full: Any = Full(ports.files)
+    return replace(ports, files=full, lock=full if lock else ports.lock)
+
+
+async def test_data_are_not_looked_at_on_a_disk_that_is_full_and_that_is_said(home: Path) -> None:
+    found = await findings(home, ports=full_ports())
+    assert found["state directory"].level is Level.FAULT
+    assert "No space left on device" in found["state directory"].measured
+    assert found["state directory"].remedy == f"free space on the file system of {home}"
+
+
+@pytest.mark.usefixtures("home")
+def test_another_users_device_is_left_alone(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(home.iterdir())
+    owner = home.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert main(["doctor", "--dir", str(home)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{home} belongs to" in err
+    assert "`sudo -u " in err
+    assert sorted(home.iterdir()) == before
+
+
 def test_the_command_fails_when_something_is_at_fault_and_names_it(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,33 +250,3 @@ def test_the_command_fails_when_something_is_at_fault_and_names_it(
     assert "at fault: broker" in err
     assert main(["doctor", "--dir", str(home)]) == 1
     assert "start the broker" in capsys.readouterr().out
-
-
-@contextmanager
-def at_mosquitto(tmp_path: Path, password: str = "secret", publish: bool = True) -> Iterator[Identity]:
-    broker = Mosquitto(tmp_path / "mosquitto", Mosquitto.USERS)
-    own = member(tmp_path / "home", f"mqtt://127.0.0.1:{broker.port}")
-    user = broker_user(own.federation, own.device)
-    broker.admit(user, password, [own.up_topic] if publish else [], [own.down_topic])
-    with broker:
-        yield own
-
-
-@pytest.mark.live
-async def test_a_password_that_the_broker_refuses_is_a_fault(tmp_path: Path) -> None:
-    with at_mosquitto(tmp_path, password="another"):
-        found = (await faults(tmp_path / "home"))["login"]
-    assert "password" in found.remedy
-
-
-@pytest.mark.live
-async def test_silence_is_a_fault_that_names_both_topics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor, "ANSWER_S", 0.5)
-    with at_mosquitto(tmp_path) as own:
-        found = await findings(tmp_path / "home")
-    assert found["login"].level is Level.OK
-    assert found["coordinator"].level is Level.FAULT
-    assert own.up_topic in found["coordinator"].remedy
-    assert own.down_topic in found["coordinator"].remedy

@@ -95,7 +95,7 @@ async def chunks_under_way(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("off_s", [-DAY_S, DAY_S])
-async def test_clocks_a_day_off_decide_about_tokens_alone_and_the_doctors_name_them(
+async def test_clocks_a_day_off_decide_about_tokens_alone_and_the_doctors_name_those_behind(
     tmp_path: Path, off_s: float
 ) -> None:
     clock, devices_clock = ShiftedClock(), ShiftedClock()

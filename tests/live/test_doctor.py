@@ -157,6 +157,30 @@ async def test_whether_a_broker_drops_messages_is_found_out_at_each_start(tmp_pa
         assert bool(problem) == bool(line)
 
 
+async def test_a_mosquitto_that_names_sessions_after_users_is_told_and_the_coordinators_queue_is_kept(
+    tmp_path: Path,
+) -> None:
+    with at_mosquitto(tmp_path, RIGHT + "use_username_as_clientid true\n") as site:
+        user = Credentials(site.user, site.user, "secret")
+        async with site.serving():
+            problem = await dropping(site.directory, site.config, site.identity, site.ports)
+            beside = await site.faults()
+        async with connect(site.config.broker, user, site.may_read, ports=site.ports) as bus:
+            assert isinstance(await anext(bus.incoming()), Connected)
+            await bus.publish(topics.probe(site.identity.federation), b"for the coordinator")
+        alone = await site.faults()
+        assert await dropping(site.directory, site.config, site.identity, site.ports) == problem
+        async with connect(site.config.broker, user, site.may_read, ports=site.ports) as bus:
+            arrivals = bus.incoming()
+            while isinstance(delivery := await anext(arrivals), Connected):
+                pass
+            assert delivery.payload == b"for the coordinator"
+    for faults in (beside, alone):
+        assert set(faults) == {"sessions"}
+        assert "`use_username_as_clientid true`" in faults["sessions"].remedy
+    assert "`use_username_as_clientid true`" in problem
+
+
 def test_serve_warns_of_a_broker_that_drops_messages(tmp_path: Path) -> None:
     with at_mosquitto(tmp_path, Mosquitto.USERS) as site, (tmp_path / "serve.log").open("wb") as log:
         serving = subprocess.Popen([*PROGRAM, "serve", "--dir", str(site.directory)], stderr=log)
