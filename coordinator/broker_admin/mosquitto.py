@@ -19,7 +19,7 @@ from typing import Final
 from broker.connect import PORT_DEFAULTS
 from broker.ports import Files, Ports, write_atomic
 from coordinator.broker_admin.roster import Login, User, user
-from coordinator.broker_admin.site import Done, Site, Wish
+from coordinator.broker_admin.site import SHARED_MODE, Done, Site, Wish
 from coordinator.cli.output import UsageFault
 from coordinator.config import Config
 from coordinator.connection import PROBES, probe_session
@@ -29,7 +29,6 @@ from schemas.ids import COORDINATOR, DeviceId, FederationId
 CONFIGURATION: Final = "mosquitto.conf"
 PASSWORDS: Final = "mosquitto.passwd"
 RULES: Final = "mosquitto.acl"
-MODE: Final = 0o640  # the folder's group is Mosquitto's, see `coordinator.broker_admin.site`
 PROGRAM: Final = "mosquitto"
 VERSION_TOPIC: Final = "$SYS/broker/version"
 RELOAD: Final = "Mosquitto must read its users again: `systemctl reload mosquitto`, if no path unit does that"
@@ -154,7 +153,7 @@ def write_users(files: Files, folder: Path, users: Sequence[User]) -> bool:
     for name, text in ((RULES, rules(users)), (PASSWORDS, passwords(users))):
         path, data = folder / name, text.encode()
         if not files.exists(path) or files.read(path) != data:
-            write_atomic(files, path, data, mode=MODE)
+            write_atomic(files, path, data, mode=SHARED_MODE)
             new = True
     return new
 
@@ -175,23 +174,24 @@ def reload(files: Files, pid_file: Path) -> str:
 
 
 def set_up(
-    site: Site, wish: Wish, *, listen: tuple[str, int] | None, log_denied: bool, pid_file: Path | None
+    site: Site, wish: Wish, *, tls: bool, listen: tuple[str, int] | None, pid_file: Path | None
 ) -> Done:
     """Write all that Mosquitto needs for this federation, and the settings that go with it.
 
-    ``listen`` is a host and a port, by default those of the URLs; ``pid_file`` names the file of the process
-    that shall be told. Raises `UsageFault`, `AccessError`, OSError, `coordinator.config.ConfigError`.
+    ``tls`` is asked for; ``listen`` is a host and a port, by default those of the URLs; ``pid_file`` names
+    the file of the process that shall be told. Raises `UsageFault`, `AccessError`, OSError,
+    `coordinator.config.ConfigError`.
     """
     for url in site.urls:
         if not url.scheme.startswith("mqtt"):
             raise UsageFault(
                 f"{url.geturl()}: Mosquitto speaks MQTT; write mqtt:// or mqtts:// into the settings"
             )
-    tls = site.tls(wish)
+    tls = site.tls(wish, asked=tls)
     host, port = listen or _listen(site)
     with site.roster.locked():
         site.admit_coordinator()
-        folder, notes = site.folder(wish, PROGRAM, site.config.broker_files)
+        folder, notes = site.folder(wish, PROGRAM)
         done = Done(folder, notes=notes)
         changed = {"broker_files": str(folder)}
         if pid_file is not None:
@@ -204,8 +204,9 @@ def set_up(
             done.certificates += [own, *probes]
             changed |= {"certificate": str(own.certificate), "key": str(own.key)}
         listener = Listener(host, port, tls=tls, clients=wish.clients)
-        text = configuration(listener, folder, log_denied=log_denied)
-        write_atomic(site.ports.files, folder / CONFIGURATION, text.encode(), mode=MODE)
+        text = configuration(listener, folder, log_denied=wish.log_denied)
+        write_atomic(site.ports.files, folder / CONFIGURATION, text.encode(), mode=SHARED_MODE)
+        done.notes += site.remember(PROGRAM, wish)
         site.settings(**changed)
         told = MosquittoUsers(site.ports, site.config, site.identity.federation).update(
             site.roster.read(), COORDINATOR

@@ -73,14 +73,21 @@ def configuration(vhost: str, folder: Path | None, *, mqtts: int, amqps: int, cl
 
 
 def set_up(
-    site: Site, wish: Wish, *, management: str, password: str, vhost: str, store_credentials: bool
+    site: Site,
+    wish: Wish,
+    *,
+    tls: bool,
+    management: str,
+    password: str,
+    vhost: str,
+    store_credentials: bool,
 ) -> Done:
     """Make RabbitMQ know this federation, and write its configuration and the settings that go with it.
 
     ``management`` is the URL of its API, ``password`` that of the user in it; both may be empty to use those
     that are stored. Raises `UsageFault`, `AccessError`, OSError, `coordinator.config.ConfigError`.
     """
-    tls = site.tls(wish)
+    tls = site.tls(wish, asked=tls)
     files = site.ports.files
     stored = site.directory / MANAGEMENT_PASSWORD
     management = management or site.config.management
@@ -96,7 +103,7 @@ def set_up(
     api = Management(management, password, authority(site.config, files))
     with site.roster.locked():
         site.admit_coordinator()
-        folder, notes = site.folder(wish, PROGRAM, "") if tls else (site.own_folder, [])
+        folder, notes = site.folder(wish, PROGRAM) if tls else (site.own_folder, [])
         done = Done(folder, notes=notes)
         changed = {"management": management, "vhost": vhost}
         if tls:
@@ -109,6 +116,7 @@ def set_up(
         _write(site, folder, _configuration_for(site, vhost, folder if tls else None, clients=wish.clients))
         users = RabbitUsers(api, replace(site.config, **changed), site.identity.federation)
         done.more = users.set_up(site.roster.read()) | {"configuration": str(folder / CONFIGURATION)}
+        done.notes += site.remember(PROGRAM, wish)
         site.settings(**changed)
         if store_credentials:
             write_atomic(files, stored, password.encode() + b"\n")

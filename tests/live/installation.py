@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,14 +24,16 @@ PATIENCE_S = 60.0
 
 class SystemMosquitto:
     """Mosquitto with the configuration that Debian ships, in a folder of its own: `include` links files as
-    the operator is told to. ``first`` goes before everything."""
+    the operator is told to. ``first`` goes before everything; ``user`` is as whom it runs: most folders of
+    tests are for root alone."""
 
-    def __init__(self, base: Path, port: int, first: str = "") -> None:
+    def __init__(self, base: Path, port: int, first: str = "", user: str = "root") -> None:
         self.port = port
         self.base = base
         self.log = base / "mosquitto.log"
         self.pid_file = base / "mosquitto.pid"
         self._first = first
+        self._user = user
         self._process: subprocess.Popen[bytes] | None = None
 
     def include(self, configuration: Path) -> None:
@@ -44,7 +47,7 @@ class SystemMosquitto:
         path = self.base / "mosquitto.conf"
         lines = (
             self._first,
-            "user root",  # else it could not read a test's folders
+            f"user {self._user}",
             f"pid_file {self.pid_file}",
             "persistence true",
             f"persistence_location {self.base}/",
@@ -52,6 +55,8 @@ class SystemMosquitto:
             f"include_dir {self.base / 'conf.d'}",
         )
         path.write_text("\n".join(line for line in lines if line) + "\n")
+        if self._user != "root":
+            shutil.chown(self.base, self._user)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [MOSQUITTO, "-c", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log

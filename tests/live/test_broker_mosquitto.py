@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from schemas.ids import broker_user
-from tests.brokers import free_ports
+from tests.brokers import free_ports, require
 from tests.live.installation import Installation, SystemMosquitto
 from tests.live.mqtt_client import Client
 
@@ -118,7 +120,7 @@ def test_set_up_again_nothing_changes_that_is_right_and_what_is_asked_for_anew_i
     named = site.command("broker", "mosquitto", "--tls", "--host", "10.0.0.7")
     assert [leaf["renewed"] for leaf in named["certificates"]] == [True]
     changed = {name for name, data in contents().items() if data != before[name]}
-    assert changed == {"server.crt", "server.key"}
+    assert changed == {"server.crt", "server.key", "mosquitto.json"}
 
 
 def test_two_federations_on_one_mosquitto_do_not_meet(tmp_path: Path) -> None:
@@ -154,6 +156,26 @@ def test_without_a_process_to_tell_the_operator_is_told_to_reload(tmp_path: Path
         broker.reload()
         done = site.enroll("press-07", done.stdout.strip())
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start Mosquitto as another user")
+def test_mosquittos_own_user_reads_what_was_written_before_it_could_enter(port: int) -> None:
+    require("mosquitto")
+    with TemporaryDirectory() as name:
+        base = Path(name)
+        site = Installation(base / "fed", f"mqtts://127.0.0.1:{port}")
+        done = site.command("broker", "mosquitto")
+        assert any(f"cannot enter {base}" in note for note in done["notes"])
+        for folder in (base, site.directory):
+            folder.chmod(0o711)
+        done = site.command("broker", "mosquitto")
+        assert not any("cannot enter" in note for note in done["notes"])
+        assert not any(leaf["renewed"] for leaf in done["certificates"])
+        user, password = site.login
+        broker = SystemMosquitto(base / "system", port, user="mosquitto")
+        broker.include(site.directory / "broker" / "mosquitto.conf")
+        with broker, Client(port, user, password, ca=site.directory / "broker" / "ca.crt") as coordinator:
+            assert coordinator.refused == ""
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,13 @@ def test_the_token_alone_suffices_for_a_broker_with_a_private_authority(
         (home / "conf.d").mkdir()
         shutil.copy(made["configuration"], home / "conf.d" / "50-fedbus.conf")
         node.start()
-        site.command("broker", "rabbitmq", *management(tmp_path, node), "--store-credentials")
+        written = Path(made["configuration"]).read_bytes()
+        again = site.command("broker", "rabbitmq", *management(tmp_path, node), "--store-credentials")
+        assert again["certificates"] == [made["certificates"][0] | {"renewed": False}], (
+            "it is renewed in place"
+        )
+        assert Path(again["configuration"]).read_bytes() == written
+        assert again["configuration"] == made["configuration"]
         with site:
             text, token, _ = site.invite("press-07")
             assert token.ca == (tmp_path / "tls" / "ca.crt").read_text()
