@@ -29,6 +29,9 @@ from schemas.ids import COORDINATOR, DeviceId, FederationId
 CONFIGURATION: Final = "mosquitto.conf"
 PASSWORDS: Final = "mosquitto.passwd"
 RULES: Final = "mosquitto.acl"
+CHANGED: Final = "changed"
+"""An empty file: both are to be read again. The path unit takes it away and starts again if it comes back, so
+that nothing is missed that changes while the unit is at work."""
 PROGRAM: Final = "mosquitto"
 VERSION_TOPIC: Final = "$SYS/broker/version"
 RELOAD: Final = "Mosquitto must read its users again: `systemctl reload mosquitto`, if no path unit does that"
@@ -140,9 +143,10 @@ class MosquittoUsers:
         """Raises OSError."""
         del changed
         new = write_users(self._files, self._folder, users_of(self._federation, logins, self._username))
-        if not self._pid_file:
-            return RELOAD if new else ""
         # Even if nothing is new: who died before it told must do so now.
+        if not self._pid_file:
+            write_atomic(self._files, self._folder / CHANGED, b"", mode=SHARED_MODE)
+            return RELOAD if new else ""
         problem = reload(self._files, Path(self._pid_file))
         return problem and f"Mosquitto must read its users again, `systemctl reload mosquitto`: {problem}"
 
@@ -173,21 +177,18 @@ def reload(files: Files, pid_file: Path) -> str:
     return ""
 
 
-def set_up(
-    site: Site, wish: Wish, *, tls: bool, listen: tuple[str, int] | None, pid_file: Path | None
-) -> Done:
+def set_up(site: Site, wish: Wish, *, listen: tuple[str, int] | None, pid_file: Path | None) -> Done:
     """Write all that Mosquitto needs for this federation, and the settings that go with it.
 
-    ``tls`` is asked for; ``listen`` is a host and a port, by default those of the URLs; ``pid_file`` names
-    the file of the process that shall be told. Raises `UsageFault`, `AccessError`, OSError,
-    `coordinator.config.ConfigError`.
+    ``listen`` is a host and a port, by default those of the URLs; ``pid_file`` names the file of the process
+    that shall be told. Raises `UsageFault`, `AccessError`, OSError, `coordinator.config.ConfigError`.
     """
     for url in site.urls:
         if not url.scheme.startswith("mqtt"):
             raise UsageFault(
                 f"{url.geturl()}: Mosquitto speaks MQTT; write mqtt:// or mqtts:// into the settings"
             )
-    tls = site.tls(wish, asked=tls)
+    tls = site.tls(wish)
     host, port = listen or _listen(site)
     with site.roster.locked():
         site.admit_coordinator()

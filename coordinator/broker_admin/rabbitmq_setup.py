@@ -73,21 +73,14 @@ def configuration(vhost: str, folder: Path | None, *, mqtts: int, amqps: int, cl
 
 
 def set_up(
-    site: Site,
-    wish: Wish,
-    *,
-    tls: bool,
-    management: str,
-    password: str,
-    vhost: str,
-    store_credentials: bool,
+    site: Site, wish: Wish, *, management: str, password: str, vhost: str, store_credentials: bool
 ) -> Done:
     """Make RabbitMQ know this federation, and write its configuration and the settings that go with it.
 
     ``management`` is the URL of its API, ``password`` that of the user in it; both may be empty to use those
     that are stored. Raises `UsageFault`, `AccessError`, OSError, `coordinator.config.ConfigError`.
     """
-    tls = site.tls(wish, asked=tls)
+    tls = site.tls(wish)
     files = site.ports.files
     stored = site.directory / MANAGEMENT_PASSWORD
     management = management or site.config.management

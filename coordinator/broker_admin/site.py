@@ -39,10 +39,12 @@ OPTIONS: Final = {
 }
 
 
-class Wish(msgspec.Struct, frozen=True):
-    """What the operator wants, now and the next time. ``hosts`` are further names in the server's
-    certificate; empty, ``out`` and ``listen`` leave the choice to fedbus."""
+class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the operator wants; all but ``tls``, which the URLs say again, holds for the next time, too.
+    ``hosts`` are further names in the server's certificate; empty, ``out`` and ``listen`` leave the choice to
+    fedbus."""
 
+    tls: bool = False
     out: str = ""
     hosts: tuple[str, ...] = ()
     clients: bool = False
@@ -127,7 +129,7 @@ class Site:
         """Keep it for the next time; a note for every option that was another before."""
         before = self._remembered(program)
         own = wish.out == str(self.own_folder)  # which may be moved, with the directory
-        kept = msgspec.structs.replace(wish, out="") if own else wish
+        kept = msgspec.structs.replace(wish, tls=False, out="" if own else wish.out)
         data = msgspec.json.format(msgspec.json.encode(kept), indent=1)
         write_atomic(self.ports.files, self._wish_path(program), data + b"\n")
         if before is None:
@@ -241,11 +243,11 @@ class Site:
             return ["the coordinator reads its settings when it starts: start it again"]
         return []
 
-    def tls(self, wish: Wish, *, asked: bool) -> bool:
+    def tls(self, wish: Wish) -> bool:
         """Whether there shall be TLS: by the URLs, with which the wish must agree. Raises `UsageFault`."""
         plain = [url.geturl() for url in self.urls if url.scheme not in SECURE]
         secure = len(plain) < len(self.urls)
-        if (asked or secure or wish.clients) and plain:
+        if (wish.tls or secure or wish.clients) and plain:
             raise UsageFault(
                 f"{plain[0]} is without TLS: for TLS, write {plain[0].replace(':', 's:', 1)} in "
                 f"{self.directory}/coordinator.toml (broker, device_urls)"

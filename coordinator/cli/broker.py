@@ -58,8 +58,8 @@ def mosquitto(
 
     site = Site(system_ports(), directory)
     asked = _asked(out, host, client_certificates) | {"listen": listen, "log_denied": log_denied}
-    wish = site.wish(PROGRAM, **asked)
-    done = set_up(site, wish, tls=tls, listen=_address(wish.listen), pid_file=pid_file)
+    wish = site.wish(PROGRAM, tls=tls, **asked)
+    done = set_up(site, wish, listen=_address(wish.listen), pid_file=pid_file)
     _tell(done, f"Mosquitto's files are in {done.folder}", as_json=as_json)
 
 
@@ -94,8 +94,7 @@ def rabbitmq(
     site = Site(system_ports(), directory)
     done = set_up(
         site,
-        site.wish(PROGRAM, **_asked(out, host, client_certificates)),
-        tls=tls,
+        site.wish(PROGRAM, tls=tls, **_asked(out, host, client_certificates)),
         management=management,
         password=password_in(management_password_file),
         vhost=vhost,

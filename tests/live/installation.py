@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from coordinator.config import PASSWORD
 from coordinator.keystore import Identity, load_identity
 from schemas.enrolment import Token, token_from_text
 from schemas.ids import COORDINATOR, broker_user
-from tests.brokers import MOSQUITTO, answers, require, until
+from tests.brokers import MOSQUITTO, answers, require, reread, until
 
 PATIENCE_S = 60.0
 
@@ -71,9 +70,9 @@ class SystemMosquitto:
         return answers(self.port) and self.pid_file.exists() and self.pid_file.read_text().strip() != ""
 
     def reload(self) -> None:
-        """What ``systemctl reload mosquitto`` does."""
+        """What ``systemctl reload mosquitto`` does, until it is heard."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGHUP)
+        reread(self._process, self.log)
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None

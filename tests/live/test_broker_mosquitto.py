@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 
 import pytest
 
+from schemas.enrolment import Token
 from schemas.ids import broker_user
-from tests.brokers import free_ports, require
+from tests.brokers import free_ports, require, until
 from tests.live.installation import Installation, SystemMosquitto
 from tests.live.mqtt_client import Client
+from tests.live.operators import ROOT, PathUnit
 
 pytestmark = [pytest.mark.live]
 
@@ -176,6 +180,39 @@ def test_mosquittos_own_user_reads_what_was_written_before_it_could_enter(port: 
         broker.include(site.directory / "broker" / "mosquitto.conf")
         with broker, Client(port, user, password, ca=site.directory / "broker" / "ca.crt") as coordinator:
             assert coordinator.refused == ""
+
+
+def test_all_devices_are_let_in_that_were_invited_while_the_path_unit_was_at_work(
+    tmp_path: Path, port: int
+) -> None:
+    """It does not look while it has Mosquitto reload: the last one would wait for the next change."""
+    site = Installation(tmp_path / "fed", f"mqtt://127.0.0.1:{port}")
+    site.command("broker", "mosquitto")
+    folder = site.directory / "broker"
+    tokens: dict[str, Token] = {}
+    at_work = Event()
+
+    def reload() -> None:
+        broker.reload()
+        if at_work.is_set() and "press-08" not in tokens:
+            tokens["press-08"] = site.invite("press-08")[1]
+
+    def here(text: str) -> str:
+        return text.replace("/etc/mosquitto/fedbus", str(folder))
+
+    unit = PathUnit(ROOT / "deploy/systemd/fedbus-mosquitto-reload.path", reload, here)
+    with started(tmp_path, port, site) as broker, site, unit:
+        at_work.set()
+        tokens["press-07"] = site.invite("press-07")[1]
+        until(lambda: len(tokens) == 2, "the second invitation")
+        for name, token in tokens.items():
+            user = broker_user(token.federation, name)
+            until(partial(admitted, port, user, token.password), f"{name} may log in", 20)
+
+
+def admitted(port: int, user: str, password: str) -> bool:
+    with Client(port, user, password) as device:
+        return not device.refused
 
 
 @pytest.mark.parametrize(
