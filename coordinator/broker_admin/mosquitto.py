@@ -1,10 +1,11 @@
 """Mosquitto (2.0 or later): its configuration, password and ACL files, and telling it to read them again.
 
 Measured on 2.0.11. A reload (SIGHUP) takes both files up, ends the connections of users that are gone, and
-holds the others to the new rules at once; a new listener needs a restart. With ``use_username_as_clientid``
-nobody can take another's session. A denied message is acknowledged, and with ``max_queued_messages 0`` its
-sender's connection ends; the log names the sender ("Bad socket read/write"), and with ``log_type debug`` the
-topic. A denied subscription is granted, and nothing ever comes of it.
+holds the others to the new rules at once; a new listener needs a restart. Where clients show certificates, no
+password file is read: a user that is gone still connects, and may neither write nor read anything. With
+``use_username_as_clientid`` nobody can take another's session. A denied message is acknowledged, and with
+``max_queued_messages 0`` its sender's connection ends; the log names the sender ("Bad socket read/write"),
+and with ``log_type debug`` the topic. A denied subscription is granted, and nothing ever comes of it.
 """
 
 from __future__ import annotations

@@ -99,10 +99,42 @@ def test_with_client_certificates_each_session_is_its_certificates(tmp_path: Pat
             with Client(port, own, "x", ca=folder / "ca.crt", certificate=coordinator) as probe:
                 probe.publish(f"{down}/press-07", b"denied: this user is a probe")
             assert not device.lost.is_set()
-        site.command("devices", "revoke", "press-07")
     log = (tmp_path / "system" / "mosquitto.log").read_text()
     assert f"as {own} (p2, c1, k60, u'{own}')" in log, "user and client id are the certificate's"
     assert f"Denied PUBLISH from {site.login[0]}/probe" in log
+
+
+def test_with_a_certificate_a_revoked_device_still_connects_and_is_neither_heard_nor_told_anything(
+    tmp_path: Path, port: int
+) -> None:
+    """Mosquitto does not compare certificates with its users; the rules are what shuts the device out."""
+    site = installed(tmp_path, port, "--tls", "--client-certificates", scheme="mqtts")
+    folder, log = site.directory / "broker", tmp_path / "system" / "mosquitto.log"
+    with started(tmp_path, port, site):
+        with site:
+            text, token, _ = site.invite("press-07")
+            made = site.command("broker", "certificate", "press-07")["certificates"][0]
+            done = site.enroll("press-07", text, "--certificate", made["file"], "--key", made["key"])
+            assert done.returncode == 0, done.stderr
+            own, home = broker_user(token.federation, "press-07"), f"fedbus/{token.federation.hex()}"
+
+            def connected(user: str, certificate: str) -> Client:
+                return Client(port, user, "x", ca=folder / "ca.crt", certificate=Path(certificate))
+
+            def denied() -> bool:
+                with connected(own, made["file"]) as device:
+                    assert device.refused == ""
+                    device.publish(f"{home}/up/press-07", b"late")
+                return f"Denied PUBLISH from {own}" in log.read_text()
+
+            site.command("devices", "revoke", "press-07")
+            until(denied, "the rules hold", 20)
+        coordinator = connected(site.login[0], str(folder / "coordinator.crt"))
+        with connected(own, made["file"]) as device, coordinator:
+            device.subscribe(f"{home}/down/press-07")
+            coordinator.publish(f"{home}/down/press-07", b"for nobody")
+            device.subscribe("anything")  # its answer comes after what came before
+            assert device.received == []
 
 
 def test_set_up_again_nothing_changes_that_is_right_and_what_is_asked_for_anew_is_added(
