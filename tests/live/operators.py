@@ -36,7 +36,8 @@ STAND_INS: Final = {
     "python3": NOTHING,
     "rabbitmq-plugins": NOTHING,
     "git": f"#!/bin/sh\nln -s {ROOT} fedbus\n",
-    "sudo": '#!/bin/sh\n[ "$1" = -u ] && shift 2\nexec "$@"\n',
+    # The user fedbus has no home; here not even we can make one there.
+    "sudo": '#!/bin/sh\n[ "$1" = -u ] && shift 2 && export HOME=/proc/nonexistent\nexec "$@"\n',
     # Without owner and group.
     "install": """#!/bin/sh
 for word; do
@@ -231,10 +232,7 @@ class Machines:
     def _environment(self, machine: str) -> dict[str, str]:
         home = self.base / machine / "home"
         path = f"{self.base / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin"
-        # Matplotlib keeps its fonts beside us, not in every home.
-        return {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "MACHINES": str(self.base)} | {
-            "MPLCONFIGDIR": str(self.base / "matplotlib")
-        }
+        return {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "MACHINES": str(self.base)}
 
     def _systemctl(self, machine: str, verb: str, name: str) -> str:
         if name == self._unit:
