@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, Self
 
+from broker.worker import with_our_packages
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROGRAMS: Final = Path(sys.executable).parent
 PATIENCE_S: Final = 60.0
@@ -153,6 +155,7 @@ class Machines:
         self._at: dict[str, Path] = {}
         self._aliases: dict[str, str] = {}
         self._watching = ExitStack()
+        self._enabled: set[str] = set()
 
     def __enter__(self) -> Self:
         for name, text in STAND_INS.items():
@@ -232,12 +235,16 @@ class Machines:
     def _environment(self, machine: str) -> dict[str, str]:
         home = self.base / machine / "home"
         path = f"{self.base / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin"
-        return {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "MACHINES": str(self.base)}
+        plain = {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "MACHINES": str(self.base)}
+        return with_our_packages(plain)
 
     def _systemctl(self, machine: str, verb: str, name: str) -> str:
         if name == self._unit:
             self._broker.restart() if verb == "restart" else self._broker.reload()
         elif name.endswith(".path"):
+            if name in self._enabled:
+                return ""
+            self._enabled.add(name)
             unit = self.base / machine / "etc/systemd/system" / name
             text = partial(self._changed, machine)
             self._watching.enter_context(PathUnit(unit, self._broker.reload, text))
