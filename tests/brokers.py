@@ -82,6 +82,17 @@ def rss_bytes(pid: int) -> int:
     return int(fields["VmRSS"].split()[0]) * 1024
 
 
+def reread(mosquitto: subprocess.Popen[bytes], log: Path) -> None:
+    """Have it read password and ACL files again; returns once it does so before anything else."""
+    done = log.read_bytes().count(RELOADED)
+    for _ in range(RELOADS_MAX):  # a signal that comes while it reads them is lost
+        mosquitto.send_signal(signal.SIGHUP)
+        with suppress(TimeoutError):
+            until(lambda: log.read_bytes().count(RELOADED) > done, "mosquitto reloads", 1)
+            return
+    raise TimeoutError(f"mosquitto does not read its files again; see {log}")
+
+
 class Admit(Protocol):
     """Lets a user in at a broker, who may do this much (topic filters)."""
 
@@ -144,16 +155,6 @@ class Mosquitto:
         self.process.send_signal(number)
         self.process.wait(PATIENCE_S)
 
-    def reload(self) -> None:
-        """Read password and ACL files again; returns once it does so before anything else."""
-        done = self.log.read_bytes().count(RELOADED)
-        for _ in range(RELOADS_MAX):  # a signal that comes while it reads them is lost
-            self.process.send_signal(signal.SIGHUP)
-            with suppress(TimeoutError):
-                until(lambda: self.log.read_bytes().count(RELOADED) > done, "mosquitto reloads", 1)
-                return
-        raise TimeoutError(f"mosquitto does not read its files again; see {self.log}")
-
     def admit(
         self, user: str, password: str, publish: Sequence[str] = ("#",), subscribe: Sequence[str] = ("#",)
     ) -> None:
@@ -162,7 +163,7 @@ class Mosquitto:
         self._users[user] = password, rules
         if self._running():
             self._write_users()
-            self.reload()
+            reread(self.process, self.log)
 
     def _write_users(self) -> None:
         passwords = [f"{user}:{hashed(password)}\n" for user, (password, _) in self._users.items()]
@@ -196,7 +197,7 @@ class RabbitMQ:
         self._extra = extra.replace("{mqtts}", str(self.mqtts)).replace("{amqps}", str(self.amqps))
         self._processes: list[subprocess.Popen[bytes]] = []
         arguments = ["+sbwt none +sbwtdcpu none +sbwtdio none", "-kernel inet_dist_use_interface {127,0,0,1}"]
-        environment = {
+        self.environment = environment = {  # of ``rabbitmqctl``, too, to find this node
             "PATH": os.environ["PATH"],
             "HOME": str(base),
             "LANG": "C.UTF-8",
@@ -216,7 +217,6 @@ class RabbitMQ:
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join([*arguments, *erlang]),
         }
-        self.environment = environment  # of ``rabbitmqctl``, to find this node
         self._place: dict[str, Any] = {"env": environment, "cwd": base, "stdin": subprocess.DEVNULL}
 
     @property

@@ -19,6 +19,7 @@ TROUBLES: Final = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf
 CODE: Final = re.compile(r"``\s?(.+?)\s?``|`([^`]+)`")
 NOT_OURS: Final = {
     "Denied PUBLISH from press-07@… (…)",  # Mosquitto's log
+    "… owner is not mosquitto. Future versions will refuse to load this file",
     "access to topic … refused for user",  # RabbitMQ's
     "use_username_as_clientid true",  # a setting
 }

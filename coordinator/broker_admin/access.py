@@ -121,36 +121,45 @@ class ListedAccess:
     async def admit(self, device: DeviceId, password: str) -> str:
         async with self._turn:
             self._leaving.discard(device)
-            note = await self._ports.offload.run(self._change, device, password)
-        if self._users.overhears:
-            await asyncio.sleep(AGAIN_S)
-            async with self._turn:
-                await self._ports.offload.run(self._tell, device)
+            note, _ = await self._ports.offload.run(self._change, device, password)
+        await self._again(device)
         return note
 
     async def shut_out(self, device: DeviceId) -> None:
         self._leaving.add(device)
-        delay_s = RESEND_FIRST_S
+        delay_s, failed = RESEND_FIRST_S, False
         while device in self._leaving:  # not if it was invited again meanwhile
             try:
                 async with self._turn:
-                    note = await self._ports.offload.run(self._change, device, "")
+                    note, new = await self._ports.offload.run(self._change, device, "")
+                if new or failed:  # after a restart all who ever left are shut out again
+                    await self._again(device)
             except (AccessError, OSError) as error:
                 log.warning("the broker still admits a revoked device", device=device, cause=str(error))
                 await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, RESEND_CAP_S)
+                delay_s, failed = min(2 * delay_s, RESEND_CAP_S), True
                 continue
             self._leaving.discard(device)
             if note:
                 log.warning("the broker may still admit a revoked device", device=device, remedy=note)
 
-    def _change(self, device: DeviceId, password: str) -> str:
+    async def _again(self, device: DeviceId) -> None:
+        """Tell a broker once more that may have missed it."""
+        if self._users.overhears:
+            await asyncio.sleep(AGAIN_S)
+            async with self._turn:
+                await self._ports.offload.run(self._tell, device)
+
+    def _change(self, device: DeviceId, password: str) -> tuple[str, bool]:
+        """What is left to do, and whether the roster is another now."""
         with self._roster.locked():
+            before = self._roster.read()
             if password:
                 self._roster.put(device, password)
             else:
                 self._roster.remove(device)
-            return self._users.update(self._roster.read(), device)
+            logins = self._roster.read()
+            return self._users.update(logins, device), logins != before
 
     def _tell(self, device: DeviceId) -> None:
         with self._roster.locked():

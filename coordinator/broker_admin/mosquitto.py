@@ -1,10 +1,11 @@
 """Mosquitto (2.0 or later): its configuration, password and ACL files, and telling it to read them again.
 
 Measured on 2.0.11. A reload (SIGHUP) takes both files up, ends the connections of users that are gone, and
-holds the others to the new rules at once; a new listener needs a restart. With ``use_username_as_clientid``
-nobody can take another's session. A denied message is acknowledged, and with ``max_queued_messages 0`` its
-sender's connection ends; the log names the sender ("Bad socket read/write"), and with ``log_type debug`` the
-topic. A denied subscription is granted, and nothing ever comes of it.
+holds the others to the new rules at once; a new listener needs a restart. Where clients show certificates, no
+password file is read: a user that is gone still connects, and may neither write nor read anything. With
+``use_username_as_clientid`` nobody can take another's session. A denied message is acknowledged, and with
+``max_queued_messages 0`` its sender's connection ends; the log names the sender ("Bad socket read/write"),
+and with ``log_type debug`` the topic. A denied subscription is granted, and nothing ever comes of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final
 from broker.connect import PORT_DEFAULTS
 from broker.ports import Files, Ports, write_atomic
 from coordinator.broker_admin.roster import Login, User, user
-from coordinator.broker_admin.site import PACKET_BYTES_MAX, Done, Site, Wish
+from coordinator.broker_admin.site import PACKET_BYTES_MAX, SHARED_MODE, Done, Site, Wish
 from coordinator.cli.output import UsageFault
 from coordinator.config import Config
 from coordinator.connection import PROBES, probe_session
@@ -29,7 +30,9 @@ from schemas.ids import COORDINATOR, DeviceId, FederationId
 CONFIGURATION: Final = "mosquitto.conf"
 PASSWORDS: Final = "mosquitto.passwd"
 RULES: Final = "mosquitto.acl"
-MODE: Final = 0o640  # the folder's group is Mosquitto's, see `coordinator.broker_admin.site`
+CHANGED: Final = "changed"
+"""An empty file: both are to be read again. The path unit takes it away and starts again if it comes back, so
+that nothing is missed that changes while the unit is at work."""
 PROGRAM: Final = "mosquitto"
 VERSION_TOPIC: Final = "$SYS/broker/version"
 RELOAD: Final = "Mosquitto must read its users again: `systemctl reload mosquitto`, if no path unit does that"
@@ -145,9 +148,10 @@ class MosquittoUsers:
         """Raises OSError."""
         del changed
         new = write_users(self._files, self._folder, users_of(self._federation, logins, self._username))
-        if not self._pid_file:
-            return RELOAD if new else ""
         # Even if nothing is new: who died before it told must do so now.
+        if not self._pid_file:
+            write_atomic(self._files, self._folder / CHANGED, b"", mode=SHARED_MODE)
+            return RELOAD if new else ""
         problem = reload(self._files, Path(self._pid_file))
         return problem and f"Mosquitto must read its users again, `systemctl reload mosquitto`: {problem}"
 
@@ -158,7 +162,7 @@ def write_users(files: Files, folder: Path, users: Sequence[User]) -> bool:
     for name, text in ((RULES, rules(users)), (PASSWORDS, passwords(users))):
         path, data = folder / name, text.encode()
         if not files.exists(path) or files.read(path) != data:
-            write_atomic(files, path, data, mode=MODE)
+            write_atomic(files, path, data, mode=SHARED_MODE)
             new = True
     return new
 
@@ -178,9 +182,7 @@ def reload(files: Files, pid_file: Path) -> str:
     return ""
 
 
-def set_up(
-    site: Site, wish: Wish, *, listen: tuple[str, int] | None, log_denied: bool, pid_file: Path | None
-) -> Done:
+def set_up(site: Site, wish: Wish, *, listen: tuple[str, int] | None, pid_file: Path | None) -> Done:
     """Write all that Mosquitto needs for this federation, and the settings that go with it.
 
     ``listen`` is a host and a port, by default those of the URLs; ``pid_file`` names the file of the process
@@ -195,7 +197,7 @@ def set_up(
     host, port = listen or _listen(site)
     with site.roster.locked():
         site.admit_coordinator()
-        folder, notes = site.folder(wish, PROGRAM, site.config.broker_files)
+        folder, notes = site.folder(wish, PROGRAM)
         done = Done(folder, notes=notes)
         changed = {"broker_files": str(folder)}
         if pid_file is not None:
@@ -208,8 +210,9 @@ def set_up(
             done.certificates += [own, *probes]
             changed |= {"certificate": str(own.certificate), "key": str(own.key)}
         listener = Listener(host, port, tls=tls, clients=wish.clients)
-        text = configuration(listener, folder, log_denied=log_denied)
-        write_atomic(site.ports.files, folder / CONFIGURATION, text.encode(), mode=MODE)
+        text = configuration(listener, folder, log_denied=wish.log_denied)
+        write_atomic(site.ports.files, folder / CONFIGURATION, text.encode(), mode=SHARED_MODE)
+        done.notes += site.remember(PROGRAM, wish)
         site.settings(**changed)
         told = MosquittoUsers(site.ports, site.config, site.identity.federation).update(
             site.roster.read(), COORDINATOR

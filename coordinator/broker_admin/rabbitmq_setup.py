@@ -127,7 +127,7 @@ def set_up(
     api = Management(management, password, authority(site.config, files))
     with site.roster.locked():
         site.admit_coordinator()
-        folder, notes = site.folder(wish, PROGRAM, "") if tls else (site.own_folder, [])
+        folder, notes = site.folder(wish, PROGRAM) if tls else (site.own_folder, [])
         done = Done(folder, notes=notes)
         changed = {"management": management, "vhost": vhost}
         if tls:
@@ -141,6 +141,7 @@ def set_up(
         _write(site, folder, configuration(vhost, folder if tls else None, opened, clients=wish.clients))
         users = RabbitUsers(api, replace(site.config, **changed), site.identity.federation)
         done.more = users.set_up(site.roster.read()) | {"configuration": str(folder / CONFIGURATION)}
+        done.notes += site.remember(PROGRAM, wish)
         site.settings(**changed)
         if store_credentials:
             write_atomic(files, stored, password.encode() + b"\n")

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
+import msgspec
+
 from broker.ports import LockHeld, Ports, write_atomic
 from coordinator.broker_admin.certificates import CertificateAuthority, Leaf
 from coordinator.broker_admin.roster import FOLDER, Roster
 from coordinator.cli.output import UsageFault
-from coordinator.config import PASSWORD, Config, change_settings, load_config
+from coordinator.config import PASSWORD, Config, ConfigError, change_settings, load_config
 from coordinator.connection import PROBES, probe_certificate, probe_session
 from coordinator.keystore import Identity, load_identity
 from coordinator.setup import PASSWORD_BYTES
@@ -30,16 +32,27 @@ FOLDER_MODE: Final = 0o2750  # what is written into it belongs to the folder's g
 PUBLIC_MODE: Final = 0o644
 PACKET_BYTES_MAX: Final = 8 * MIB
 """What a broker that we set up takes in one piece; the rest is room above `MESSAGE_BYTES_MAX`."""
+SHARED_MODE: Final = 0o640  # for the owner and the folder's group
+OPTIONS: Final = {
+    "out": "--out",
+    "hosts": "--host",
+    "clients": "--client-certificates",
+    "listen": "--listen",
+    "log_denied": "--log-denied",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What the operator asked for. ``hosts`` are further names in the server's certificate."""
+class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the operator wants; all but ``tls``, which the URLs say again, holds for the next time, too.
+    ``hosts`` are further names in the server's certificate; empty, ``out`` and ``listen`` leave the choice to
+    fedbus."""
 
-    out: Path | None = None
     tls: bool = False
+    out: str = ""
     hosts: tuple[str, ...] = ()
     clients: bool = False
+    listen: str = ""
+    log_denied: bool = True
 
 
 @dataclass(slots=True)
@@ -107,6 +120,41 @@ class Site:
         """The coordinator's session at the broker."""
         return broker_user(self.identity.federation, COORDINATOR)
 
+    def wish(self, program: str, **asked: Any) -> Wish:
+        """What was asked for, and where that is None, what was asked for before: a set-up that is done again
+        takes nothing back. Raises `coordinator.config.ConfigError` for a damaged file."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        return msgspec.structs.replace(
+            self._remembered(program) or Wish(out=self.config.broker_files), **given
+        )
+
+    def remember(self, program: str, wish: Wish) -> list[str]:
+        """Keep it for the next time; a note for every option that was another before."""
+        before = self._remembered(program)
+        own = wish.out == str(self.own_folder)  # which may be moved, with the directory
+        kept = msgspec.structs.replace(wish, tls=False, out="" if own else wish.out)
+        data = msgspec.json.format(msgspec.json.encode(kept), indent=1)
+        write_atomic(self.ports.files, self._wish_path(program), data + b"\n")
+        if before is None:
+            return []
+        pairs = [(option, getattr(before, name), getattr(wish, name)) for name, option in OPTIONS.items()]
+        return [
+            f"{option} is {_said(new)} now, and was {_said(old)}" for option, old, new in pairs if old != new
+        ]
+
+    def _remembered(self, program: str) -> Wish | None:
+        path, files = self._wish_path(program), self.ports.files
+        if not files.exists(path):
+            return None
+        try:
+            found = msgspec.json.decode(files.read(path), type=Wish)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise ConfigError(f"{path}: {error}; restore it, or move it away and name all options") from error
+        return msgspec.structs.replace(found, out=self.config.broker_files or found.out)
+
+    def _wish_path(self, program: str) -> Path:
+        return self.own_folder / f"{program}.json"
+
     def admit_coordinator(self) -> None:
         """Put the coordinator itself into the roster, with its password, or a new one."""
         path = self.directory / PASSWORD
@@ -117,17 +165,18 @@ class Site:
             write_atomic(files, path, password.encode() + b"\n")
         self.roster.put(COORDINATOR, password)
 
-    def folder(self, wish: Wish, service_user: str, done_before: str) -> tuple[Path, list[str]]:
+    def folder(self, wish: Wish, service_user: str) -> tuple[Path, list[str]]:
         """The folder for the broker's files, open to the group of its service where that can be done, and
         what the operator must know about it.
         """
-        folder = wish.out.absolute() if wish.out else Path(done_before or self.own_folder)
+        folder = Path(wish.out or self.own_folder)
         self.ports.files.make_dir(folder)
         with suppress(KeyError, PermissionError):
             group = pwd.getpwnam(service_user).pw_gid
             if closed_to(service_user, folder.parent) is None and folder.stat().st_gid != group:
                 os.chown(folder, -1, group)
                 folder.chmod(FOLDER_MODE)
+        self._regroup(folder)
         closed = closed_to(service_user, folder)
         if closed is None:
             return folder, []
@@ -135,6 +184,15 @@ class Site:
         make = f"install -d -o {_user_name(os.geteuid())} -g {service_user} -m 2750 {better}"
         note = f"user {service_user}, as whom the broker runs, cannot enter {closed}; as root, make a folder "
         return folder, [f"{note}for both of you, `{make}`, and run this again with --out {better}"]
+
+    def _regroup(self, folder: Path) -> None:
+        """What was written before the folder had its group gets it, too."""
+        kept = folder.stat()
+        for path in folder.iterdir() if kept.st_mode & stat.S_ISGID else ():
+            found = path.lstat()
+            shared = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == SHARED_MODE
+            if shared and found.st_gid != kept.st_gid:
+                write_atomic(self.ports.files, path, self.ports.files.read(path), mode=SHARED_MODE)
 
     def server_certificate(self, wish: Wish, folder: Path) -> Leaf:
         """The broker's, for all names in the URLs and those that were asked for."""
@@ -219,6 +277,13 @@ def closed_to(user: str, folder: Path) -> Path | None:
         if not found.st_mode & bit:
             return part
     return None
+
+
+def _said(value: object) -> str:
+    """An option's value, for people."""
+    if isinstance(value, tuple):
+        value = ", ".join(value)
+    return {True: "on", False: "off", "": "not set"}.get(value, f"{value}")
 
 
 def _user_name(uid: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,34 +15,51 @@ if TYPE_CHECKING:
 
 broker = typer.Typer(no_args_is_help=True, help="Set up your own broker: users, rules, queues, certificates.")
 
-Out = Annotated[Path | None, typer.Option(help="Where the broker's files go; without: broker/ in DIR.")]
+Out = Annotated[Path | None, typer.Option(help="Where the broker's files go; at first broker/ in DIR.")]
 Tls = Annotated[bool, typer.Option("--tls", help="Make TLS certificates; needs URLs with mqtts or amqps.")]
-Hosts = Annotated[list[str] | None, typer.Option("--host", help="A further name of the broker; repeatable.")]
-Clients = Annotated[bool, typer.Option("--client-certificates", help="Clients must show certificates.")]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option("--host", help="A further name of the broker; name all of them, or '' for none."),
+]
+Clients = Annotated[
+    bool | None,
+    typer.Option("--client-certificates/--no-client-certificates", help="Clients must show certificates."),
+]
 
 
 @broker.command()
 def mosquitto(
     directory: Directory = DIRECTORY_DEFAULT,
-    listen: Annotated[str, typer.Option(metavar="[HOST:]PORT", help="Without: by the URLs.")] = "",
+    listen: Annotated[
+        str | None, typer.Option(metavar="[HOST:]PORT", help="At first, and with '', by the URLs.")
+    ] = None,
     tls: Tls = False,
     host: Hosts = None,
-    client_certificates: Clients = False,
-    log_denied: Annotated[bool, typer.Option(help="Have denied messages logged (log_type debug).")] = True,
+    client_certificates: Clients = None,
+    log_denied: Annotated[
+        bool | None,
+        typer.Option(
+            "--log-denied/--no-log-denied", help="Have denied messages logged (log_type debug); at first yes."
+        ),
+    ] = None,
     pid_file: Annotated[
         Path | None, typer.Option(help="Names the process to tell of new users; must be ours to signal.")
     ] = None,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write Mosquitto's configuration, users and rules, and certificates if asked."""
+    """Write Mosquitto's configuration, users and rules, and certificates if asked.
+
+    Options that are left away are as they were before.
+    """
     from broker.system import system_ports
-    from coordinator.broker_admin.mosquitto import set_up
-    from coordinator.broker_admin.site import Site, Wish
+    from coordinator.broker_admin.mosquitto import PROGRAM, set_up
+    from coordinator.broker_admin.site import Site
 
     site = Site(system_ports(), directory)
-    wish = Wish(out, tls, tuple(host or ()), client_certificates)
-    done = set_up(site, wish, listen=_address(listen), log_denied=log_denied, pid_file=pid_file)
+    asked = _asked(out, host, client_certificates) | {"listen": listen, "log_denied": log_denied}
+    wish = site.wish(PROGRAM, tls=tls, **asked)
+    done = set_up(site, wish, listen=_address(wish.listen), pid_file=pid_file)
     _tell(done, f"Mosquitto's files are in {done.folder}", as_json=as_json)
 
 
@@ -61,20 +78,23 @@ def rabbitmq(
     ] = False,
     tls: Tls = False,
     host: Hosts = None,
-    client_certificates: Clients = False,
+    client_certificates: Clients = None,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make virtual host, users, permissions and queues through the management API."""
+    """Make virtual host, users, permissions and queues through the management API.
+
+    Options that are left away are as they were before.
+    """
     from broker.system import system_ports
-    from coordinator.broker_admin.rabbitmq_setup import set_up
-    from coordinator.broker_admin.site import Site, Wish
+    from coordinator.broker_admin.rabbitmq_setup import PROGRAM, set_up
+    from coordinator.broker_admin.site import Site
     from coordinator.cli.init import password_in
 
     site = Site(system_ports(), directory)
     done = set_up(
         site,
-        Wish(out, tls, tuple(host or ()), client_certificates),
+        site.wish(PROGRAM, tls=tls, **_asked(out, host, client_certificates)),
         management=management,
         password=password_in(management_password_file),
         vhost=vhost,
@@ -104,6 +124,12 @@ def certificate(
         "there: fedbus-agent enroll --certificate FILE --key FILE --token-file TOKEN --dir DIR",
     ]
     _tell(done, f"user {site.user_of(device)}", as_json=as_json)
+
+
+def _asked(out: Path | None, hosts: list[str] | None, clients: bool | None) -> dict[str, Any]:
+    """What `coordinator.broker_admin.site.Wish` has for every broker, None where nothing was said."""
+    names = tuple(name for name in hosts if name) if hosts else None
+    return {"out": str(out.absolute()) if out else None, "hosts": names, "clients": clients}
 
 
 def _address(text: str) -> tuple[str, int] | None:

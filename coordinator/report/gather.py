@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,8 @@ class Report:
 
 def require_plots() -> None:
     """Raises `Failed` where matplotlib is not installed."""
+    # For a user without a home it works in a temporary folder, and would complain of that every time.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

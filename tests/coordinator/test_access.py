@@ -109,3 +109,18 @@ async def test_a_broker_that_may_miss_what_it_is_told_is_told_twice(
     broker.overhears = True
     await ListedAccess(system_ports(), tmp_path, broker).admit(PRESS, "right")
     assert broker.told == [PRESS, PRESS]
+
+
+async def test_a_revocation_is_told_twice_too_but_not_what_was_told_before_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "AGAIN_S", 0.01)
+    monkeypatch.setattr(access, "RESEND_FIRST_S", 0.01)
+    broker = UnreachableUsers(0)
+    users = ListedAccess(system_ports(), tmp_path, broker)
+    await users.admit(PRESS, "right")
+    broker.overhears, broker.failures = True, 1
+    await users.shut_out(PRESS)
+    assert broker.told == [PRESS] * 3
+    await users.shut_out(PRESS)
+    assert broker.told == [PRESS] * 4

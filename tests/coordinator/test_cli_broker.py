@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,9 @@ Capsys = pytest.CaptureFixture[str]
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
 
-def made(capsys: Capsys, *arguments: str) -> dict[str, object]:
+def made(capsys: Capsys, *arguments: str) -> dict[str, Any]:
     assert main([*arguments, "--json"]) == 0, capsys.readouterr().err
-    document: dict[str, object] = json.loads(capsys.readouterr().out)
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
     return document
 
 
@@ -102,6 +103,42 @@ def test_people_are_told_what_to_do_next(tmp_path: Path, capsys: Capsys) -> None
         "for broker.example: valid until 20",
     ):
         assert words in text
+
+
+def test_what_was_asked_for_once_holds_until_something_else_is_asked_for(
+    tmp_path: Path, capsys: Capsys
+) -> None:
+    home, out = tmp_path / "fed", tmp_path / "out"
+    made(capsys, "init", "--dir", str(home), "--broker", "mqtts://b")
+    command = "broker", "mosquitto", "--dir", str(home)
+    options = "--host", "192.0.2.7", "--client-certificates", "--listen", "9999", "--no-log-denied"
+    first = made(capsys, *command, "--tls", "--out", str(out), *options)
+    text = (out / "mosquitto.conf").read_text()
+    assert "listener 9999\n" in text
+    assert "require_certificate true\n" in text
+    assert "password_file" not in text
+    assert "debug" not in text
+
+    again = made(capsys, *command)
+    assert (out / "mosquitto.conf").read_text() == text
+    assert (again["folder"], again["notes"]) == (str(out), first["notes"])
+    assert not any(leaf["renewed"] for leaf in again["certificates"])
+
+    less = "--host", "", "--no-client-certificates", "--listen", "", "--log-denied"
+    changed = made(capsys, *command, *less)
+    assert changed["notes"] == [
+        *first["notes"],
+        "--host is not set now, and was 192.0.2.7",
+        "--client-certificates is off now, and was on",
+        "--listen is not set now, and was 9999",
+        "--log-denied is on now, and was off",
+    ]
+    text = (out / "mosquitto.conf").read_text()
+    assert "listener 8883\n" in text
+    assert "password_file" in text
+    assert "debug" in text
+    (home / "broker" / "mosquitto.json").write_text("{")
+    assert "mosquitto.json: Input data was truncated; restore it, or" in error_of(capsys, *command)
 
 
 @pytest.mark.parametrize(

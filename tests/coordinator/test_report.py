@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from broker.worker import with_our_packages
 from coordinator.cli.main import main
 from schemas import events as e
 from tests.coordinator.serving import answer, served
@@ -159,3 +161,18 @@ def test_without_matplotlib_a_report_is_refused_with_the_remedy(
     assert main(["jobs", "report", "job", "--dir", str(home)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "install fedbus[report]" in line
+
+
+def test_for_a_user_without_a_home_nothing_is_said_of_that() -> None:
+    """As for the service's user; this process has asked matplotlib already."""
+    script = (
+        "from coordinator.report.gather import require_plots as go; go(); import coordinator.report.plots"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        env={**with_our_packages({}), "HOME": "/proc/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.broker_admin.mosquitto import PASSWORDS, RULES
+from coordinator.broker_admin.mosquitto import CHANGED
 from tests.brokers import SYSTEMD_ANALYZE, require
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 PROGRAMS = "/opt/fedbus/bin"
 MOSQUITTO_FOLDER = "/etc/mosquitto/fedbus"  # as `fedbus-coordinator broker mosquitto` proposes
+RELOAD = "fedbus-mosquitto-reload"
 # systemd's measure, from 0 (shut off) to 10.
 EXPOSURE_MAX = {"fedbus-coordinator.service": 1.5, "fedbus-agent.service": 1.7, "fedbus-agent@.service": 1.7}
 
@@ -61,10 +62,11 @@ def test_both_names_of_the_agents_unit_are_one_file() -> None:
     assert template.resolve() == UNITS / "fedbus-agent.service"
 
 
-def test_mosquittos_users_are_watched_where_they_are_kept() -> None:
-    watched = (UNITS / "fedbus-mosquitto-reload.path").read_text()
-    for name in (RULES, PASSWORDS):
-        assert f"PathChanged={MOSQUITTO_FOLDER}/{name}\n" in watched
+def test_what_the_coordinator_leaves_for_mosquitto_is_looked_for_and_taken_away_before_the_reload() -> None:
+    assert f"PathExists={MOSQUITTO_FOLDER}/{CHANGED}\n" in (UNITS / f"{RELOAD}.path").read_text()
+    steps = re.findall(r"^ExecStart\w*=(\w+) (.*)", (UNITS / f"{RELOAD}.service").read_text(), re.MULTILINE)
+    assert [program for program, _ in steps] == ["sleep", "rm", "systemctl"]
+    assert steps[1][1] == f"-f {MOSQUITTO_FOLDER}/{CHANGED}"
     assert f"ReadWritePaths=-{MOSQUITTO_FOLDER}\n" in (UNITS / "fedbus-coordinator.service").read_text()
 
 

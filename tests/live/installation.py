@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,21 +16,23 @@ from coordinator.config import PASSWORD
 from coordinator.keystore import Identity, load_identity
 from schemas.enrolment import Token, token_from_text
 from schemas.ids import COORDINATOR, broker_user
-from tests.brokers import MOSQUITTO, answers, require, until
+from tests.brokers import MOSQUITTO, answers, require, reread, until
 
 PATIENCE_S = 60.0
 
 
 class SystemMosquitto:
     """Mosquitto with the configuration that Debian ships, in a folder of its own: `include` links files as
-    the operator is told to. ``first`` goes before everything."""
+    the operator is told to. ``first`` goes before everything; ``user`` is as whom it runs: most folders of
+    tests are for root alone."""
 
-    def __init__(self, base: Path, port: int, first: str = "") -> None:
+    def __init__(self, base: Path, port: int, first: str = "", user: str = "root") -> None:
         self.port = port
         self.base = base
         self.log = base / "mosquitto.log"
         self.pid_file = base / "mosquitto.pid"
         self._first = first
+        self._user = user
         self._process: subprocess.Popen[bytes] | None = None
 
     def include(self, configuration: Path) -> None:
@@ -44,7 +46,7 @@ class SystemMosquitto:
         path = self.base / "mosquitto.conf"
         lines = (
             self._first,
-            "user root",  # else it could not read a test's folders
+            f"user {self._user}",
             f"pid_file {self.pid_file}",
             "persistence true",
             f"persistence_location {self.base}/",
@@ -52,6 +54,8 @@ class SystemMosquitto:
             f"include_dir {self.base / 'conf.d'}",
         )
         path.write_text("\n".join(line for line in lines if line) + "\n")
+        if self._user != "root":
+            shutil.chown(self.base, self._user)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [MOSQUITTO, "-c", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -66,9 +70,9 @@ class SystemMosquitto:
         return answers(self.port) and self.pid_file.exists() and self.pid_file.read_text().strip() != ""
 
     def reload(self) -> None:
-        """What ``systemctl reload mosquitto`` does."""
+        """What ``systemctl reload mosquitto`` does, until it is heard."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGHUP)
+        reread(self._process, self.log)
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None

@@ -12,11 +12,16 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, Self
+
+from broker.worker import with_our_packages
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROGRAMS: Final = Path(sys.executable).parent
@@ -33,7 +38,8 @@ STAND_INS: Final = {
     "python3": NOTHING,
     "rabbitmq-plugins": NOTHING,
     "git": f"#!/bin/sh\nln -s {ROOT} fedbus\n",
-    "sudo": '#!/bin/sh\n[ "$1" = -u ] && shift 2\nexec "$@"\n',
+    # The user fedbus has no home; here not even we can make one there.
+    "sudo": '#!/bin/sh\n[ "$1" = -u ] && shift 2 && export HOME=/proc/nonexistent\nexec "$@"\n',
     # Without owner and group.
     "install": """#!/bin/sh
 for word; do
@@ -95,6 +101,48 @@ class Broker(Protocol):
     def reload(self) -> None: ...
 
 
+class PathUnit:
+    """A path unit and its service, which tells the broker, as systemd runs them: it watches, and while its
+    service runs it is blind. ``change`` is for the paths in both."""
+
+    def __init__(self, unit: Path, reload: Callable[[], None], change: Callable[[str], str]) -> None:
+        self._watched = re.findall(r"^Path(Exists|Changed)=(.*)$", change(unit.read_text()), re.MULTILINE)
+        service = change(unit.with_suffix(".service").read_text())
+        steps = re.findall(r"^ExecStart(Pre|Post|)=(.*)$", service, re.MULTILINE)
+        self._steps = [line for _, line in sorted(steps, key=lambda step: ["Pre", "", "Post"].index(step[0]))]
+        self._reload = reload
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=unit.name)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(PATIENCE_S)
+
+    def _watch(self) -> None:
+        seen = self._look()
+        while not self._over.wait(0.02):
+            exists = any(kind == "Exists" and Path(path).exists() for kind, path in self._watched)
+            if exists or seen != self._look():
+                for line in self._steps:
+                    self._step(line)
+                seen = self._look()
+
+    def _step(self, line: str) -> None:
+        if "mosquitto.service" in line:
+            self._reload()
+        else:
+            subprocess.run(shlex.split(line), check=True, timeout=PATIENCE_S)
+
+    def _look(self) -> list[tuple[int, int]]:
+        """What `PathChanged` would notice while it looks."""
+        found = [Path(path).stat() for kind, path in self._watched if kind == "Changed"]
+        return [(file.st_ino, file.st_mtime_ns) for file in found]
+
+
 class Machines:
     """``hub`` and ``press-07`` under ``base``. ``local`` says what stands for which text of the page;
     ``broker`` is a unit's name, and what runs as it. Leaving the context ends every other service."""
@@ -106,8 +154,8 @@ class Machines:
         self._services: dict[str, subprocess.Popen[bytes]] = {}
         self._at: dict[str, Path] = {}
         self._aliases: dict[str, str] = {}
-        self._users: dict[Path, bytes] = {}
-        self._watching = False
+        self._watching = ExitStack()
+        self._enabled: set[str] = set()
 
     def __enter__(self) -> Self:
         for name, text in STAND_INS.items():
@@ -119,6 +167,7 @@ class Machines:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watching.close()
         for name in list(self._services):
             self._stop(name)
 
@@ -163,7 +212,6 @@ class Machines:
             output = "".join(self._systemctl(machine, words[2], name) for name in words[3:] if name[0] != "-")
         else:
             output = self._run(machine, self._changed(machine, command))
-        self._reread()
         return output
 
     def _run(self, machine: str, command: str) -> str:
@@ -187,17 +235,19 @@ class Machines:
     def _environment(self, machine: str) -> dict[str, str]:
         home = self.base / machine / "home"
         path = f"{self.base / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin"
-        # Matplotlib keeps its fonts beside us, not in every home.
-        return {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "MACHINES": str(self.base)} | {
-            "MPLCONFIGDIR": str(self.base / "matplotlib")
-        }
+        plain = {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "MACHINES": str(self.base)}
+        return with_our_packages(plain)
 
     def _systemctl(self, machine: str, verb: str, name: str) -> str:
         if name == self._unit:
             self._broker.restart() if verb == "restart" else self._broker.reload()
         elif name.endswith(".path"):
-            assert (self.base / machine / "etc/systemd/system" / name).exists()
-            self._watching = True
+            if name in self._enabled:
+                return ""
+            self._enabled.add(name)
+            unit = self.base / machine / "etc/systemd/system" / name
+            text = partial(self._changed, machine)
+            self._watching.enter_context(PathUnit(unit, self._broker.reload, text))
         else:
             if verb in ("restart", "stop"):
                 self._stop(name)
@@ -233,14 +283,6 @@ class Machines:
         service = self._services.pop(name)
         service.terminate()
         service.wait(PATIENCE_S)
-
-    def _reread(self) -> None:
-        """What the path unit does."""
-        files = [*(self.base / "hub/etc/mosquitto/fedbus").glob("mosquitto.[ap]*")]
-        users = {path: path.read_bytes() for path in files}
-        if self._watching and users != self._users:
-            self._broker.reload()
-        self._users = users
 
     def _logs(self) -> str:
         logs = [path for path in self.base.glob("*.log") if path.stat().st_size]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
 
 import pytest
 
+from schemas.enrolment import Token
 from schemas.ids import broker_user
-from tests.brokers import free_ports
+from tests.brokers import free_ports, require, until
 from tests.live.installation import Installation, SystemMosquitto
 from tests.live.mqtt_client import Client
+from tests.live.operators import ROOT, PathUnit
 
 pytestmark = [pytest.mark.live]
 
@@ -93,10 +99,42 @@ def test_with_client_certificates_each_session_is_its_certificates(tmp_path: Pat
             with Client(port, own, "x", ca=folder / "ca.crt", certificate=coordinator) as probe:
                 probe.publish(f"{down}/press-07", b"denied: this user is a probe")
             assert not device.lost.is_set()
-        site.command("devices", "revoke", "press-07")
     log = (tmp_path / "system" / "mosquitto.log").read_text()
     assert f"as {own} (p2, c1, k60, u'{own}')" in log, "user and client id are the certificate's"
     assert f"Denied PUBLISH from {site.login[0]}/probe" in log
+
+
+def test_with_a_certificate_a_revoked_device_still_connects_and_is_neither_heard_nor_told_anything(
+    tmp_path: Path, port: int
+) -> None:
+    """Mosquitto does not compare certificates with its users; the rules are what shuts the device out."""
+    site = installed(tmp_path, port, "--tls", "--client-certificates", scheme="mqtts")
+    folder, log = site.directory / "broker", tmp_path / "system" / "mosquitto.log"
+    with started(tmp_path, port, site):
+        with site:
+            text, token, _ = site.invite("press-07")
+            made = site.command("broker", "certificate", "press-07")["certificates"][0]
+            done = site.enroll("press-07", text, "--certificate", made["file"], "--key", made["key"])
+            assert done.returncode == 0, done.stderr
+            own, home = broker_user(token.federation, "press-07"), f"fedbus/{token.federation.hex()}"
+
+            def connected(user: str, certificate: str) -> Client:
+                return Client(port, user, "x", ca=folder / "ca.crt", certificate=Path(certificate))
+
+            def denied() -> bool:
+                with connected(own, made["file"]) as device:
+                    assert device.refused == ""
+                    device.publish(f"{home}/up/press-07", b"late")
+                return f"Denied PUBLISH from {own}" in log.read_text()
+
+            site.command("devices", "revoke", "press-07")
+            until(denied, "the rules hold", 20)
+        coordinator = connected(site.login[0], str(folder / "coordinator.crt"))
+        with connected(own, made["file"]) as device, coordinator:
+            device.subscribe(f"{home}/down/press-07")
+            coordinator.publish(f"{home}/down/press-07", b"for nobody")
+            device.subscribe("anything")  # its answer comes after what came before
+            assert device.received == []
 
 
 def test_set_up_again_nothing_changes_that_is_right_and_what_is_asked_for_anew_is_added(
@@ -118,7 +156,7 @@ def test_set_up_again_nothing_changes_that_is_right_and_what_is_asked_for_anew_i
     named = site.command("broker", "mosquitto", "--tls", "--host", "10.0.0.7")
     assert [leaf["renewed"] for leaf in named["certificates"]] == [True]
     changed = {name for name, data in contents().items() if data != before[name]}
-    assert changed == {"server.crt", "server.key"}
+    assert changed == {"server.crt", "server.key", "mosquitto.json"}
 
 
 def test_two_federations_on_one_mosquitto_do_not_meet(tmp_path: Path) -> None:
@@ -154,6 +192,59 @@ def test_without_a_process_to_tell_the_operator_is_told_to_reload(tmp_path: Path
         broker.reload()
         done = site.enroll("press-07", done.stdout.strip())
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start Mosquitto as another user")
+def test_mosquittos_own_user_reads_what_was_written_before_it_could_enter(port: int) -> None:
+    require("mosquitto")
+    with TemporaryDirectory() as name:
+        base = Path(name)
+        site = Installation(base / "fed", f"mqtts://127.0.0.1:{port}")
+        done = site.command("broker", "mosquitto")
+        assert any(f"cannot enter {base}" in note for note in done["notes"])
+        for folder in (base, site.directory):
+            folder.chmod(0o711)
+        done = site.command("broker", "mosquitto")
+        assert not any("cannot enter" in note for note in done["notes"])
+        assert not any(leaf["renewed"] for leaf in done["certificates"])
+        user, password = site.login
+        broker = SystemMosquitto(base / "system", port, user="mosquitto")
+        broker.include(site.directory / "broker" / "mosquitto.conf")
+        with broker, Client(port, user, password, ca=site.directory / "broker" / "ca.crt") as coordinator:
+            assert coordinator.refused == ""
+
+
+def test_all_devices_are_let_in_that_were_invited_while_the_path_unit_was_at_work(
+    tmp_path: Path, port: int
+) -> None:
+    """It does not look while it has Mosquitto reload: the last one would wait for the next change."""
+    site = Installation(tmp_path / "fed", f"mqtt://127.0.0.1:{port}")
+    site.command("broker", "mosquitto")
+    folder = site.directory / "broker"
+    tokens: dict[str, Token] = {}
+    at_work = Event()
+
+    def reload() -> None:
+        broker.reload()
+        if at_work.is_set() and "press-08" not in tokens:
+            tokens["press-08"] = site.invite("press-08")[1]
+
+    def here(text: str) -> str:
+        return text.replace("/etc/mosquitto/fedbus", str(folder))
+
+    unit = PathUnit(ROOT / "deploy/systemd/fedbus-mosquitto-reload.path", reload, here)
+    with started(tmp_path, port, site) as broker, site, unit:
+        at_work.set()
+        tokens["press-07"] = site.invite("press-07")[1]
+        until(lambda: len(tokens) == 2, "the second invitation")
+        for name, token in tokens.items():
+            user = broker_user(token.federation, name)
+            until(partial(admitted, port, user, token.password), f"{name} may log in", 20)
+
+
+def admitted(port: int, user: str, password: str) -> bool:
+    with Client(port, user, password) as device:
+        return not device.refused
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,12 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RabbitMQ
         (home / "conf.d").mkdir()
         shutil.copy(made["configuration"], home / "conf.d" / "50-fedbus.conf")
         node.start()
-        site.command("broker", "rabbitmq", *management(base, node), "--store-credentials")
+        written = Path(made["configuration"]).read_bytes()
+        again = site.command("broker", "rabbitmq", *management(base, node), "--store-credentials")
+        unchanged = [made["certificates"][0] | {"renewed": False}]
+        assert again["certificates"] == unchanged, "it is renewed where it is"
+        assert again["configuration"] == made["configuration"]
+        assert Path(again["configuration"]).read_bytes() == written
         yield node, site, tls
 
 
