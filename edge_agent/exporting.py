@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from broker.ports import Files, write_atomic
+from broker.ports import Files, write_export
 from edge_agent.identity import Identity
 from edge_agent.kept import CARD, DIR, Card, read_card
 from edge_agent.ledger import read_ledger
@@ -106,7 +106,7 @@ def export(files: Files, directory: Path, identity: Identity, job: str, out: Pat
     data = to_safetensors(model.layout, plain, told)
     if not out.parent.is_dir():
         raise NoModel(f"{out.parent}: no such folder; make it first")
-    write_atomic(files, out, data, mode=0o644)
+    write_export(files, out, data)
     return model, len(data)
 
 

@@ -163,8 +163,10 @@ def test_an_export_is_the_model_to_the_byte_and_says_what_it_is(home: Home, tmp_
     model, out = home.model(version=4), tmp_path / "a.safetensors"
     home.keep(model)
     out.write_bytes(b"what was there before")
+    (tmp_path / "a.safetensors.new" / "mine").mkdir(parents=True)
     assert home.run("export", JOB, str(out)) == 0
     assert out.read_bytes() == home.file(model)
+    assert (tmp_path / "a.safetensors.new" / "mine").is_dir()
     tensors = load_file(out)
     assert b"".join(tensors[name].tobytes() for name in ("net.weight", "net.bias", "steps")) == model.content
     assert tensors["head.weight"].tobytes() == tensors["net.weight"].tobytes()
