@@ -127,6 +127,8 @@ def _table(views: list[dict[str, Any]]) -> str:
 def _cell(view: dict[str, Any], column: str) -> str:
     if column == "received" and not view["whole"]:
         return "not whole yet"
+    if column == "state" and not (view["whole"] or view["problem"]):
+        return "on its way"  # its job may have finished; nobody shall take that for the model
     text = str(view[column])
     if column == "state" and not view["last"] and view["state"] not in ("running", "damaged"):
         text += ", the last version has not come yet"

@@ -154,6 +154,10 @@ def test_until_the_last_version_has_come_the_one_before_is_listed_and_exported(
     assert (view["version"], view["state"], view["last"]) == (3, "ended", False)
     home.keep(home.model(version=4), whole=False)
     assert [(view["version"], view["whole"]) for view in listed(home, capsys)] == [(3, True), (4, False)]
+    assert home.run("list") == 0
+    table = capsys.readouterr().out
+    assert "on its way" in table
+    assert "finished" not in table, "that is said of a model that is here"
     out = tmp_path / "a.safetensors"
     assert home.run("export", JOB, str(out)) == 0
     assert out.read_bytes() == home.file(before)
