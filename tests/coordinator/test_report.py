@@ -14,6 +14,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from coordinator.cli.main import main
+from coordinator.cli.state import open_journal
+from coordinator.entries import Sent, decode_entry
 from coordinator.report import plots
 from coordinator.views import CLAIM_MAX
 from schemas import events as e
@@ -131,10 +133,20 @@ async def test_a_report_is_self_contained_and_escapes_whatever_others_wrote(
     assert policy.startswith("default-src 'none'")
 
 
+def ends_logged(home: Path) -> int:
+    """How many devices were told of the end, by the log on the disk, which may be behind what they heard."""
+    journal = open_journal(home)
+    entries = [decode_entry(logged.data) for logged in journal.entries()]
+    journal.close()
+    sent = [e.decode_from_coordinator(entry.inner) for entry in entries if isinstance(entry, Sent)]
+    return sum(isinstance(event, e.JobFinished) for event in sent)
+
+
 async def test_a_report_made_without_a_coordinator_says_the_same(tmp_path: Path, capsys: Capsys) -> None:
     live, dead = tmp_path / "live.html", tmp_path / "dead.html"
     async with served(tmp_path / "home", COUNT) as fed:
         await ended_job(fed)
+        await fed.until(lambda: ends_logged(tmp_path / "home") == 2)
         await answer(fed, capsys, "jobs", "report", "job", str(live))
     await answer(fed, capsys, "jobs", "report", "job", str(dead))
     one, two = (re.sub(r"<footer>.*?</footer>", "", path.read_text()) for path in (live, dead))
