@@ -18,7 +18,7 @@ STAMP := .venv/.fedbus-installed
 
 help:
 	@echo "make demo    federated training on this machine, in ./fedbus-demo, with real data"
-	@echo "make test    the tests; as root on Debian or Ubuntu it installs the brokers that they need"
+	@echo "make test    the tests; as root on Debian or Ubuntu it installs the brokers and the data that they need"
 	@echo "make check   formatting, lint, types, import directions, tidiness"
 	@echo "make bench   the measurements"
 	@echo "make venv    only make or update .venv"

@@ -6,14 +6,17 @@ the same code runs in production, in replay and in the simulation. ``system.py``
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+DRAFTS_MAX: Final = 100  # of exports to one file that were killed
 
 
 class LockHeld(Exception):
@@ -53,6 +56,9 @@ class Files(Protocol):
     def open(self, path: Path, *, create: bool = False, mode: int = 0o600) -> File:
         """Open for reading and writing. FileNotFoundError unless it exists or ``create``."""
 
+    def create(self, path: Path, *, mode: int = 0o600) -> File:
+        """A new, empty file. FileExistsError if there is anything of this name."""
+
     def read(self, path: Path) -> bytes: ...
     def exists(self, path: Path) -> bool: ...
     def names(self, path: Path) -> list[str]:
@@ -71,7 +77,10 @@ class Files(Protocol):
 
 
 def write_atomic(files: Files, path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace ``path`` by ``data``: after a crash it holds the old bytes or the new ones, whole."""
+    """Replace ``path`` by ``data``: after a crash it holds the old bytes or the new ones, whole.
+
+    For our own folders: what is called ``NAME.new`` beside it is removed. Elsewhere: `write_export`.
+    """
     draft = path.with_name(path.name + ".new")
     files.remove(draft)
     file = files.open(draft, create=True, mode=mode)
@@ -82,6 +91,35 @@ def write_atomic(files: Files, path: Path, data: bytes, *, mode: int = 0o600) ->
         file.close()
     files.rename(draft, path)
     files.sync_dir(path.parent)
+
+
+def write_export(files: Files, path: Path, data: bytes) -> None:
+    """Put ``data`` where a person wants it, whole or not at all; nothing else in that folder is touched.
+
+    Raises OSError. If the process is killed meanwhile, a draft stays beside it: ``NAME.1.new``.
+    """
+    draft, file = _new_draft(files, path)
+    try:
+        try:
+            file.append(data)
+            file.sync()
+        finally:
+            file.close()
+        files.rename(draft, path)
+    except BaseException:
+        with suppress(OSError):
+            files.remove(draft)
+        raise
+    files.sync_dir(path.parent)
+
+
+def _new_draft(files: Files, path: Path) -> tuple[Path, File]:
+    for number in range(1, DRAFTS_MAX + 1):
+        draft = path.with_name(f"{path.name}.{number}.new")
+        with suppress(FileExistsError):
+            return draft, files.create(draft, mode=0o644)
+    text = f"{DRAFTS_MAX} drafts ({path.name}.1.new, …) lie beside it already; delete them"
+    raise FileExistsError(errno.EEXIST, text, str(path))
 
 
 class Lock(Protocol):

@@ -108,11 +108,13 @@ class _Files:
     """The file system. Modes hold as given, whatever the umask."""
 
     def open(self, path: Path, *, create: bool = False, mode: int = 0o600) -> File:
-        flags = os.O_RDWR | os.O_CLOEXEC
         if create:
             with suppress(FileExistsError):
-                return _File(_create(path, flags, mode), path)
-        return _File(os.open(path, flags), path)
+                return self.create(path, mode=mode)
+        return _File(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
+
+    def create(self, path: Path, *, mode: int = 0o600) -> File:
+        return _File(_create(path, mode), path)
 
     def read(self, path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -165,8 +167,8 @@ class _Files:
             os.close(descriptor)
 
 
-def _create(path: Path, flags: int, mode: int) -> int:
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+def _create(path: Path, mode: int) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, mode)
     try:
         os.fchmod(descriptor, mode)
     except BaseException:

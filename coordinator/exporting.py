@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broker.ports import Ports, write_atomic
+from broker.ports import Ports, write_export
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.state import Job, State, Version
 from coordinator.store import Store
@@ -45,5 +45,5 @@ def export(ports: Ports, directory: Path, job: Job, version: Version, out: Path)
     data = to_safetensors(store.layout(job.id), store.model(job.id, version.model), told)
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder; make it first")
-    write_atomic(ports.files, out, data, mode=0o644)
+    write_export(ports.files, out, data)
     return len(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from broker.journal import Journal
 from coordinator.entries import Turned, decode_entry
@@ -13,6 +13,9 @@ from coordinator.facts import RequestDeclined, RequestsIssued, UpdateJudged, Ver
 from coordinator.state import Job, State
 
 View = dict[str, Any]
+
+CLAIM_MAX: Final = 1e15
+"""What a device says it measured, and is larger, is no measurement: it is left out."""
 
 
 def devices(state: State) -> list[View]:
@@ -140,7 +143,7 @@ def _weighted(reports: list[UpdateJudged], metric: str) -> float | None:
     """The devices' mean of a metric, by samples."""
     # What devices report is theirs: it may be missing, and it may be no number.
     scores = [(report.samples, report.evaluation.get(metric, math.nan)) for report in reports]
-    scores = [(count, score) for count, score in scores if math.isfinite(score)]
+    scores = [(count, score) for count, score in scores if abs(score) <= CLAIM_MAX]  # and no NaN
     weight = sum(count for count, _ in scores)
     return sum(count * score for count, score in scores) / weight if weight else None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent.cli_errors import CommandFailed, Misused
 
 if TYPE_CHECKING:
-    from edge_agent.exporting import Kept
+    from edge_agent.exporting import Damaged, Kept
 
 COLUMNS = ("job", "version", "state", "task", "parameters", "bytes", "received")
 
@@ -36,12 +36,15 @@ def _list(arguments: argparse.Namespace) -> None:
     from edge_agent import exporting, identity
 
     files, directory = system_ports().files, arguments.dir
-    models = _told(directory, lambda: exporting.kept(files, directory, identity.load(files, directory)))
-    views = [_view(model) for model in models]
+    models, damaged = _told(
+        directory, lambda: exporting.kept(files, directory, identity.load(files, directory))
+    )
+    views = [_view(model) for model in models] + [_view_of_damaged(model) for model in damaged]
+    views.sort(key=lambda view: (view["job"], view["version"]))
     if arguments.json:
         print(json.dumps(views, indent=2))
     elif views:
-        print(_table(views))
+        print("\n".join([_table(views), *(_printable(model.problem) for model in damaged)]))
     else:
         print("no model yet: the first comes with the first training")
 
@@ -93,6 +96,24 @@ def _view(model: Kept) -> dict[str, Any]:
         "model": model.manifest.model.hex(),
         "received": when(model.card.received_wall_s),
         "whole": model.whole,
+        "problem": "",
+    }
+
+
+def _view_of_damaged(model: Damaged) -> dict[str, Any]:
+    return {
+        "job": model.job,
+        "version": model.version,
+        "state": "damaged",
+        "last": False,
+        "task": "",
+        "config": {},
+        "parameters": 0,
+        "bytes": 0,
+        "model": "",
+        "received": "",
+        "whole": model.whole,
+        "problem": model.problem,
     }
 
 
@@ -106,8 +127,14 @@ def _table(views: list[dict[str, Any]]) -> str:
 def _cell(view: dict[str, Any], column: str) -> str:
     if column == "received" and not view["whole"]:
         return "not whole yet"
+    if column == "state" and not (view["whole"] or view["problem"]):
+        return "on its way"  # its job may have finished; nobody shall take that for the model
     text = str(view[column])
-    if column == "state" and not view["last"] and view["state"] != "running":
+    if column == "state" and not view["last"] and view["state"] not in ("running", "damaged"):
         text += ", the last version has not come yet"
-    # A task's name came over the wire: nothing in it shall steer the terminal.
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """A task's name came over the wire: nothing in it shall steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -5,11 +5,12 @@ Reads only, so it may run beside the agent, which meanwhile may replace a versio
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from broker.ports import Files, write_atomic
+from broker.ports import Files, write_export
 from edge_agent.identity import Identity
 from edge_agent.kept import CARD, DIR, Card, read_card
 from edge_agent.ledger import read_ledger
@@ -20,6 +21,9 @@ from schemas.jobs import JOB_RUNNING
 from schemas.models import Layout, Manifest
 from schemas.safetensors import metadata, to_safetensors
 
+CARD_NAME: Final = re.compile(
+    rf"(?P<job>[^.]+)\.(?P<version>\d{{1,10}})\.[0-9a-f]+{re.escape(CARD)}", re.ASCII
+)
 TRIES: Final = 3
 """Looks at the folder: a version that was replaced between two steps is gone at most once in a while."""
 
@@ -58,31 +62,51 @@ class Kept:
         return sum(tensor.items for tensor in self.layout.tensors if tensor.dtype == "float32")
 
 
-def kept(files: Files, directory: Path, identity: Identity) -> list[Kept]:
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A version on this device whose card can't be used; ``problem`` names cause and remedy."""
+
+    job: str
+    version: int
+    path: Path
+    problem: str
+    whole: bool
+
+
+def kept(files: Files, directory: Path, identity: Identity) -> tuple[list[Kept], list[Damaged]]:
     """By job: the newest version that is whole, and after it a newer one that is still on its way.
 
-    Raises `NoModel` for a card that can't be used, `edge_agent.ledger.LedgerError`, OSError.
+    Then those of no older version whose cards can't be used. Raises `edge_agent.ledger.LedgerError`, OSError.
     """
     jobs = read_ledger(files, directory).jobs
     found: list[Kept] = []
+    damaged: list[Damaged] = []
     for name in files.names(directory / DIR):
-        path = directory / DIR / name.removesuffix(CARD)
-        if not name.endswith(CARD):
+        named = CARD_NAME.fullmatch(name)
+        if named is None:
             continue
+        path = directory / DIR / name.removesuffix(CARD)
         try:
             card = read_card(files, path)
             if card is None:
                 continue  # replaced by a newer one this moment
             layout, manifest = check_model(card.offer, identity)
-        except WireError as error:
-            raise NoModel(f"{directory / DIR / name}: can't be used ({error}); {_anew(path)}") from error
+        except (WireError, OSError) as error:
+            whole = files.exists(path)
+            both = [directory / DIR / name, *([path] if whole else [])]
+            problem = f"{both[0]}: can't be used ({error}); {_anew(*both)}"
+            damaged.append(Damaged(named["job"], int(named["version"]), path, problem, whole))
+            continue
         state = card.offer.state
         if state == JOB_RUNNING and (known := jobs.get(manifest.job)) and known.ended:
             state = "ended"
         found.append(Kept(card, layout, manifest, path, state, files.exists(path)))
     found.sort(key=lambda model: (model.job, model.version))
     newest = {model.job: model.version for model in found if model.whole}
-    return [model for model in found if model.version >= newest.get(model.job, 0)]
+    return (
+        [model for model in found if model.version >= newest.get(model.job, 0)],
+        [model for model in damaged if model.version >= newest.get(model.job, 0)],
+    )
 
 
 def export(files: Files, directory: Path, identity: Identity, job: str, out: Path) -> tuple[Kept, int]:
@@ -106,24 +130,30 @@ def export(files: Files, directory: Path, identity: Identity, job: str, out: Pat
     data = to_safetensors(model.layout, plain, told)
     if not out.parent.is_dir():
         raise NoModel(f"{out.parent}: no such folder; make it first")
-    write_atomic(files, out, data, mode=0o644)
+    write_export(files, out, data)
     return model, len(data)
 
 
 def _newest(files: Files, directory: Path, identity: Identity, job: str) -> Kept:
     models: list[Kept] = []
+    damaged: list[Damaged] = []
     for _ in range(TRIES):  # of one that is replaced, the newer one is found the next time
-        models = kept(files, directory, identity)
+        models, damaged = kept(files, directory, identity)
         for model in models:
             if model.job == job and model.whole:
                 return model
+    for spoilt in damaged:
+        if spoilt.job == job:
+            raise NoModel(spoilt.problem)
     if any(model.job == job for model in models):
         raise NoModel(f"job {job}: its model is not whole yet; let `fedbus-agent run` fetch the rest")
-    names = ", ".join(dict.fromkeys(model.job for model in models)) or "none"
+    jobs = {model.job for model in models} | {model.job for model in damaged}
+    names = ", ".join(sorted(jobs)) or "none"
     known = read_ledger(files, directory).jobs.get(job)
     cause = "its model has not come yet" if known and known.wanted else "no model of this job here"
     raise NoModel(f"job {job}: {cause}; the models: {names}")
 
 
-def _anew(path: Path) -> str:
-    return f"delete {path} and start the agent again: it fetches the model of an ended job anew"
+def _anew(*paths: Path) -> str:
+    names = " and ".join(map(str, paths))
+    return f"delete {names}, then start the agent again: it fetches the model of an ended job anew"

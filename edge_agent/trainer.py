@@ -28,7 +28,7 @@ log: Final = logging.getLogger("fedbus.trainer")
 
 WORKER_LOG: Final = "worker.log"
 ABOUT_DATA: Final = frozenset({"data", "worker"})
-"""Problems whose text may quote the device's data: it stays here."""
+"""Problems whose text may always quote the device's data: a worker's last words are what its task printed."""
 TOLD: Final = "the cause may quote local data, so it is told on the device only: its agent's log, or `doctor`"
 
 
@@ -120,13 +120,13 @@ class Trainer:
         try:
             reply = await self._link.call(order)
         except WorkerFailed as failed:
-            self._give_up(key, decline(request, failed.code, str(failed)))
+            self._give_up(key, _told(request, failed.code, str(failed)), cause=str(failed))
             return False
         if isinstance(reply, work.Problem):
             if reply.code == "base":
                 self._models.drop(Path(order.model))
-            told = TOLD if reply.code in ABOUT_DATA else reply.text
-            self._give_up(key, decline(request, reply.code, told), cause=reply.text)
+            answer = _told(request, reply.code, reply.text, local=reply.local)
+            self._give_up(key, answer, cause=reply.text)
             return False
         self._outbox.add(key, Path(order.out_dir), reply)
         self._ledger.data.samples[request.dataset or request.task] = reply.samples
@@ -163,3 +163,8 @@ class Trainer:
         fields = {"job": key[0], "request": key[1]}
         log.warning("declined (%s): %s", answer.reason, cause or answer.text, extra=fields)
         self._tell(answer)
+
+
+def _told(request: TrainingRequest, code: str, text: str, *, local: bool = False) -> Decline:
+    """A decline in which nothing of the device's data leaves it."""
+    return decline(request, code, TOLD if local or code in ABOUT_DATA else text)

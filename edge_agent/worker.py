@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -45,11 +46,15 @@ OUT_OF_MEMORY: Final = ("can't allocate memory", "not enough memory", "out of me
 
 
 class Failed(Exception):
-    """An order can't be carried out; ``code`` is one of `schemas.events.DECLINE_REASONS`."""
+    """An order can't be carried out; ``code`` is one of `schemas.events.DECLINE_REASONS`.
 
-    def __init__(self, code: str, text: str) -> None:
+    ``local``: the text may quote data.
+    """
+
+    def __init__(self, code: str, text: str, *, local: bool = False) -> None:
         super().__init__(text)
         self.code = code
+        self.local = local
 
 
 class Parent(Protocol):
@@ -97,7 +102,7 @@ class Worker:
                 case work.Inspect():
                     return work.Inspected(facts=inspect(order))
         except Failed as failed:
-            return work.problem(failed.code, str(failed))
+            return work.problem(failed.code, str(failed), local=failed.local)
         except TaskError as error:
             return work.problem("task", str(error))
         except WireError as error:
@@ -106,7 +111,7 @@ class Worker:
             return work.problem("memory", "there is not enough memory for this model and this data")
         except Exception as error:  # noqa: BLE001  # a task may fail in any way; the process lives on
             code = "memory" if any(words in str(error) for words in OUT_OF_MEMORY) else "worker"
-            return work.problem(code, f"{type(error).__name__}: {error}")
+            return work.problem(code, f"{type(error).__name__}: {error}", local=True)
 
     def _train(self, order: work.Train) -> work.Reply:
         task, module = _build(order.task, order.config)
@@ -115,7 +120,8 @@ class Worker:
         load(module, order.layout, model)
         module.to(device)
         data = _load_data(task, order.dataset)
-        evaluation = metrics(task.evaluate(module, data))
+        with _having_data("task"):
+            evaluation = metrics(task.evaluate(module, data))
         trained, train_s = self._timed(task, module, data, order.local, order.cpu_share)
         delta = subtract_base(module, order.layout, model)
         update = Update(
@@ -147,7 +153,8 @@ class Worker:
     ) -> tuple[tasks.Trained, float]:
         clock = self._ports.clock
         start_s = clock.monotonic_s()
-        trained = task.train(module, data, local, Pacer(clock, share, self._parent))
+        with _having_data("task"):
+            trained = task.train(module, data, local, Pacer(clock, share, self._parent))
         return trained, clock.monotonic_s() - start_s
 
     def _make(self, order: work.Make) -> work.Reply:
@@ -208,11 +215,18 @@ def _build(name: str, config: TaskConfig) -> tuple[Task, nn.Module]:
     return task, task.build()
 
 
-def _load_data(task: Task, path: str) -> Any:
+@contextmanager
+def _having_data(code: str) -> Iterator[None]:
+    """A task that has data in its hands may quote them in what it raises."""
     try:
+        yield
+    except (TaskError, WireError) as error:
+        raise Failed(code, str(error), local=True) from error
+
+
+def _load_data(task: Task, path: str) -> Any:
+    with _having_data("data"):
         data = task.load(Path(path))
-    except TaskError as error:
-        raise Failed("data", str(error)) from error
     if data.train_samples < 1:
         raise Failed("data", f"{path}: holds no samples; give it at least one")
     return data

@@ -151,21 +151,25 @@ class Inspected(msgspec.Struct, frozen=True, kw_only=True, tag="inspected"):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, tag="problem"):
-    """The order could not be carried out. ``code`` is one of `DECLINE_REASONS`; the text is for people."""
+    """The order could not be carried out. ``code`` is one of `DECLINE_REASONS`; the text is for people.
+
+    ``local``: it may quote the data set, so it is for those only who have that.
+    """
 
     code: str
     text: str
+    local: bool = False
 
 
 AnyOrder = Train | Make | Fit | Evaluate | Inspect
 Reply = Trained | Made | Fitted | Evaluated | Inspected | Problem
 
 
-def problem(code: str, text: str) -> Problem:
+def problem(code: str, text: str, *, local: bool = False) -> Problem:
     """A problem whose text is short enough to travel. ValueError for a code that nobody knows."""
     if code not in DECLINE_REASONS:
         raise ValueError(f"{code!r} is none of {', '.join(DECLINE_REASONS)}")
-    return Problem(code=code, text=text[:TEXT_CHARS_MAX])
+    return Problem(code=code, text=text[:TEXT_CHARS_MAX], local=local)
 
 
 def encode(message: AnyOrder | Reply) -> bytes:

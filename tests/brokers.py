@@ -1,7 +1,7 @@
 """Private brokers on free ports of 127.0.0.1: Mosquitto (one per test, up in 0.02 s) and RabbitMQ (one per
 session, up in 10 s). Nothing of the system's own brokers is touched; everything ends with its context.
 
-Where a broker is not installed, starting it raises `BrokerMissing`, which skips the test (`tests.conftest`).
+Where a broker is not installed, starting it raises `PackageMissing`, which skips the test (`tests.conftest`).
 """
 
 from __future__ import annotations
@@ -30,22 +30,18 @@ PACKAGES = {
     "mosquitto": MOSQUITTO,
     "rabbitmq-server": f"{RABBITMQ}/rabbitmq-server",
     "systemd": SYSTEMD_ANALYZE,
+    "dataset-fashion-mnist": "/usr/share/datasets/fashion-mnist",
 }
 
 
-class BrokerMissing(Exception):
-    """The broker's package is not installed."""
-
-
-def missing() -> list[str]:
-    """Debian packages that are not installed."""
-    return [package for package, path in PACKAGES.items() if not Path(path).exists()]
+class PackageMissing(Exception):
+    """A Debian package that a test needs is not installed."""
 
 
 def require(package: str) -> None:
-    """Raises `BrokerMissing`."""
-    if package in missing():
-        raise BrokerMissing(f"{package} is not installed")
+    """Raises `PackageMissing`."""
+    if not Path(PACKAGES[package]).exists():
+        raise PackageMissing(f"{package} is not installed")
 
 
 def free_ports(count: int) -> list[int]:

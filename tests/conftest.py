@@ -1,4 +1,4 @@
-"""Settings for every test, the brokers that they share, and what becomes of tests whose broker is missing."""
+"""Settings for every test, the brokers that they share, and what becomes of tests that miss a package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
-from tests.brokers import BrokerMissing, RabbitMQ
+from tests.brokers import PackageMissing, RabbitMQ
 
 # Hypothesis fails examples that took longer than 200 ms by default: no test of ours judges wall time.
 # In CI the examples are the same in every run; elsewhere they are new ones each time.
@@ -27,32 +27,32 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Generator[None]:
-    yield from _skipped_without_broker()
+    yield from _skipped_without_package()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None]:
-    yield from _skipped_without_broker()
+    yield from _skipped_without_package()
 
 
-def _skipped_without_broker() -> Generator[None]:
-    """A test whose broker is not installed is skipped; in CI, where nobody reads about it, it fails."""
+def _skipped_without_package() -> Generator[None]:
+    """A test whose broker or data is not installed is skipped; in CI, where nobody reads that, it fails."""
     try:
         yield
-    except BrokerMissing as missing:
+    except PackageMissing as missing:
         if os.environ.get("CI"):
             pytest.fail(f"{missing}; install it: {ENABLE}", pytrace=False)
         pytest.skip(str(missing))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name what was not tested for want of a broker, and the one command that changes that."""
+    """Name what was not tested for want of a package, and the one command that changes that."""
     skipped = [
         report for report in terminalreporter.getreports("skipped") if "is not installed" in _why(report)
     ]
     if not skipped:
         return
-    terminalreporter.section("not tested: brokers are missing", yellow=True)
+    terminalreporter.section("not tested: packages are missing", yellow=True)
     for report in skipped:
         terminalreporter.line(f"{report.nodeid}: {_why(report)}")
     terminalreporter.line(f"To test these, too: {ENABLE}", bold=True)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the brokers that the live tests start for themselves, on Debian or Ubuntu, and systemd, which checks
-# our units. No service is started, now or at the next boot. With --if-possible a failure is no error: the tests say what is missing.
+# Installs the brokers that the live tests start for themselves, on Debian or Ubuntu, systemd, which checks our
+# units, and a data set that a task is tested with. No service is started, now or at the next boot. With --if-possible a failure is no error: the tests say what is missing.
 # DESTDIR stands before the paths that are looked at; for the script's own test.
 set -eu
 
@@ -9,6 +9,7 @@ missing=
 [ -x "${DESTDIR-}/usr/lib/rabbitmq/bin/rabbitmq-server" ] || missing="$missing rabbitmq-server"
 brokers=$missing
 [ -x "${DESTDIR-}/usr/bin/systemd-analyze" ] || missing="$missing systemd"
+[ -d "${DESTDIR-}/usr/share/datasets/fashion-mnist" ] || missing="$missing dataset-fashion-mnist"
 
 install() {
     if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

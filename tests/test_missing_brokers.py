@@ -1,15 +1,17 @@
-"""Tests that want a broker, on a machine that has none: skipped and named, an error in CI, and installed by
-``make test`` where it may."""
+"""Tests that want a broker or a data set, on a machine that has none: skipped and named, an error in CI; and
+how ``make test`` installs it where it may."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.brokers import PACKAGES
 from tests.conftest import ENABLE
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,7 @@ class Machine:
         self._bin = folder / "bin"
         self.program("bin/apt-get", APT_GET)
         self.program("usr/bin/systemd-analyze", "")
+        self.program("usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz", "")
         self.program("bin/systemctl", '#!/bin/sh\necho "systemctl $*" >>"$LOG"\n')
         self.be(0)
 
@@ -125,6 +128,27 @@ def test_what_is_there_is_left_alone(machine: Machine) -> None:
     noted = machine.log()
     assert machine.run().returncode == 0
     assert machine.log() == noted
+
+
+def test_a_missing_data_set_is_installed_and_has_no_service(machine: Machine) -> None:
+    machine.program("usr/sbin/mosquitto", "")
+    machine.program("usr/lib/rabbitmq/bin/rabbitmq-server", "")
+    shutil.rmtree(machine.folder / "usr/share/datasets")
+    assert machine.run().returncode == 0
+    assert machine.log() == [
+        "apt-get update -qq",
+        "apt-get install -qq -y --no-install-recommends dataset-fashion-mnist",
+        "policy 101",
+    ]
+
+
+def test_the_script_installs_whatever_a_test_may_want(machine: Machine) -> None:
+    for name in ("usr/bin/systemd-analyze", "usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"):
+        (machine.folder / name).unlink()
+    (machine.folder / "usr/share/datasets/fashion-mnist").rmdir()
+    assert machine.run().returncode == 0
+    (line,) = [line for line in machine.log() if line.startswith("apt-get install")]
+    assert set(line.partition("--no-install-recommends ")[2].split()) == set(PACKAGES)
 
 
 @pytest.mark.parametrize(("user", "apt_get_status"), [(1000, 0), (0, 100)])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.journal import Journal
-from broker.ports import Ports, write_atomic
+from broker.ports import Ports, write_export
 from coordinator import ledger, views
 from coordinator.apply import apply
 from coordinator.cli.output import Failed
@@ -134,7 +134,7 @@ def write(ports: Ports, report: Report, out: Path) -> int:
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder; make it first")
     data = page(report, made_wall_s=ports.clock.wall_s()).encode()
-    write_atomic(ports.files, out, data, mode=0o644)
+    write_export(ports.files, out, data)
     return len(data)
 
 

@@ -70,7 +70,9 @@ def accuracy(evaluated: Curve, compared: Comparison | None = None) -> Figure:
             (local_only, SECOND, f"local only, mean: {local_only:.3f}"),
         ):
             axes.axhline(height, color=colour, linewidth=1.5, linestyle=(0, (5, 3)), label=name)
-    axes.set(xlim=(0, end), ylim=(0, 1.02))
+    # From 0 to 1, unless a task calls something else its accuracy.
+    heights = [0.0, 1.0, *(height for _, height in evaluated)]
+    axes.set(xlim=(0, end), ylim=(1.02 * min(heights), 1.02 * max(heights)))
     _name_in_legend(axes)
     return figure
 
@@ -81,7 +83,8 @@ def loss(evaluated: Curve) -> Figure:
     figure, axes = _axes("loss")
     _draw(axes, evaluated, FIRST, f"devices' held-out parts: {evaluated[-1][1]:.3g}")
     axes.set_xlim(0, max(1, evaluated[-1][0]))
-    axes.set_ylim(bottom=0)
+    # A loss may be below zero, as a log-likelihood is.
+    axes.set_ylim(bottom=min(0.0, 1.05 * min(height for _, height in evaluated)))
     _name_in_legend(axes)
     return figure
 

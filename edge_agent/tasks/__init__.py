@@ -45,7 +45,9 @@ Pace: TypeAlias = Callable[[], None]
 
 class TaskError(Exception):
     """A task cannot do what it was asked; nothing was trained that may be used. For people: the message
-    names the thing (key, file, step), the cause and the remedy."""
+    names the thing (key, file, step), the cause and the remedy. What ``load``, ``train`` and ``evaluate``
+    raise may quote data and stays on the device; what ``__init__`` and ``build`` raise is told to the
+    coordinator, whose job it is."""
 
 
 class Data(Protocol):

@@ -78,7 +78,8 @@ class TabularTask:
         self.config = parsed(config)
         classes = self.config.classes
         names = range(classes) if isinstance(classes, int) else classes
-        self._classes = {str(name).strip(): number for number, name in enumerate(names)}
+        self._classes = {str(name).strip(): at for at, name in enumerate(names)}
+        self._numbers = {name: at for at, name in enumerate(names) if isinstance(name, int)}
 
     @classmethod
     def inspect(cls, path: Path) -> dict[str, float | str]:
@@ -134,10 +135,7 @@ class TabularTask:
 
     def _number(self, path: Path, line: int, feature: Feature, text: str) -> float:
         """The normalised value of a field."""
-        try:
-            value = (float(text) - feature.mean) / feature.scale
-        except ValueError:
-            value = math.nan
+        value = (_decimal(text) - feature.mean) / feature.scale
         if abs(value) <= FLOAT32_MAX:
             return value
         where = f"{path}: line {line}, column {feature.name}:"
@@ -154,19 +152,26 @@ class TabularTask:
         name, classes = text.strip(), self.config.classes
         if name in self._classes:
             return self._classes[name]
+        number = _decimal(name)  # programs that know only one kind of number write 1.0
+        if number in self._numbers:
+            return self._numbers[int(number)]
         where = f"{path}: line {line}, column {self.config.label}: label {shown(name)}"
         if not isinstance(classes, int):
             known = shown(*map(str, classes))
             raise TaskError(f"{where} is none of the job's classes ({known}); correct the file or the job")
-        try:
-            number = float(name)  # programs that know only one kind of number write 1.0
-        except ValueError:
-            number = math.nan
-        if number.is_integer() and 0 <= number < classes:
-            return int(number)
         raise TaskError(
             f"{where} is no whole number from 0 to {classes - 1}; correct the file or the job's classes"
         )
+
+
+def _decimal(text: str) -> float:
+    """The number that a field holds, in plain ASCII; NaN if it holds none."""
+    plain = text.strip()
+    try:
+        # Python would read 1_0 as 10, and the digits of every script.
+        return float(plain) if plain.isascii() and "_" not in plain else math.nan
+    except ValueError:
+        return math.nan
 
 
 def parsed(config: Config) -> TabularConfig:

@@ -6,14 +6,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from broker.worker import with_our_packages
 from coordinator.cli.main import main
+from coordinator.cli.state import open_journal
+from coordinator.entries import Sent, decode_entry
+from coordinator.report import plots
+from coordinator.views import CLAIM_MAX
 from schemas import events as e
 from tests.coordinator.serving import answer, served
 from tests.standin import Federation, StandIn, spec
@@ -63,14 +69,14 @@ class Page(HTMLParser):
         return next(row for row in self.rows if row[0] == first)
 
 
-async def ended_job(fed: Federation) -> list[StandIn]:
-    """Two rounds: one device reports twice, one is rejected and then declines."""
+async def ended_job(fed: Federation, loss: float = 2.0) -> list[StandIn]:
+    """Two rounds: one device reports twice, one is rejected and then declines. The loss is halved."""
     devices = [await fed.device(name) for name in ("good", "bad")]
     config = {"note": EVIL}
     await fed.command("submit", spec=spec(rounds=2, cohort=2, min_reports=1, deadline_s=3600, config=config))
     for number in (1, 2):
         requests = [await device.next(e.TrainingRequest) for device in devices]
-        evaluation = {"accuracy": number / 4, "loss": 2.0 / number}
+        evaluation = {"accuracy": number / 4, "loss": loss / number}
         update = devices[0].update(
             requests[0], np.ones(COUNT, np.float32), 7, train_s=1.0, evaluation=evaluation
         )
@@ -81,7 +87,8 @@ async def ended_job(fed: Federation) -> list[StandIn]:
         else:
             decline = e.Decline(job="job", request=requests[1].request, reason="busy", text=EVIL)
             await devices[1].say(decline)
-    await devices[0].next(e.JobFinished)
+    for device in devices:  # both hear of it, or the log would still grow while a test reads it
+        await device.next(e.JobFinished)
     return devices
 
 
@@ -128,10 +135,20 @@ async def test_a_report_is_self_contained_and_escapes_whatever_others_wrote(
     assert policy.startswith("default-src 'none'")
 
 
+def ends_logged(home: Path) -> int:
+    """How many devices were told of the end, by the log on the disk, which may be behind what they heard."""
+    journal = open_journal(home)
+    entries = [decode_entry(logged.data) for logged in journal.entries()]
+    journal.close()
+    sent = [e.decode_from_coordinator(entry.inner) for entry in entries if isinstance(entry, Sent)]
+    return sum(isinstance(event, e.JobFinished) for event in sent)
+
+
 async def test_a_report_made_without_a_coordinator_says_the_same(tmp_path: Path, capsys: Capsys) -> None:
     live, dead = tmp_path / "live.html", tmp_path / "dead.html"
     async with served(tmp_path / "home", COUNT) as fed:
         await ended_job(fed)
+        await fed.until(lambda: ends_logged(tmp_path / "home") == 2)
         await answer(fed, capsys, "jobs", "report", "job", str(live))
     await answer(fed, capsys, "jobs", "report", "job", str(dead))
     one, two = (re.sub(r"<footer>.*?</footer>", "", path.read_text()) for path in (live, dead))
@@ -139,6 +156,47 @@ async def test_a_report_made_without_a_coordinator_says_the_same(tmp_path: Path,
     assert one.replace("None since the coordinator started.", "") == two.replace(
         "Counted by a coordinator that serves; none did when this was made.", ""
     )
+
+
+@pytest.mark.parametrize(
+    ("claimed", "shown"),
+    [(-2.0, "-2"), (CLAIM_MAX, "1e+15"), (1.7e308, "–"), (-1.7e308, "–"), (float("nan"), "–")],
+)
+async def test_whatever_a_device_claims_of_its_loss_there_is_a_report(
+    tmp_path: Path, capsys: Capsys, claimed: float, shown: str
+) -> None:
+    out = tmp_path / "job.html"
+    async with served(tmp_path / "home", COUNT) as fed:
+        await ended_job(fed, loss=claimed)
+        await answer(fed, capsys, "jobs", "report", "job", str(out))
+    page = Page(out)
+    assert page.row("1")[5] == shown
+    assert sum(tag == "svg" for tag, _ in page.tags) == (3 if shown == "–" else 4)
+
+
+def in_sight(figure: Figure) -> list[tuple[int, float]]:
+    """The points of the figure's first curve that lie within its axes."""
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    points = axes.lines[0].get_xydata()
+    return [(int(x), float(y)) for x, y in np.asarray(points) if low <= y <= high]
+
+
+@pytest.mark.parametrize("draw", [plots.loss, plots.accuracy])
+@pytest.mark.parametrize(
+    "heights", [(2.0, 1.0), (1.0, -3.0), (-1.0, -3.0), (-2.0, -2.0), (0.0, 90.0), (1e15, 0.0)]
+)
+def test_every_point_of_a_curve_is_in_sight(
+    draw: Callable[[plots.Curve], Figure], heights: tuple[float, ...]
+) -> None:
+    curve = list(enumerate(heights))
+    figure = draw(curve)
+    assert in_sight(figure) == curve
+    assert "<svg" in plots.svg(figure)
+
+
+def test_where_nothing_is_below_zero_a_loss_is_drawn_from_zero_on() -> None:
+    assert plots.loss([(0, 2.0), (1, 1.0)]).axes[0].get_ylim()[0] == 0
 
 
 async def test_a_job_without_a_round_has_a_report_too(tmp_path: Path, capsys: Capsys) -> None:

@@ -12,7 +12,7 @@ import pytest
 from broker.system import system_ports
 from broker.worker import Limits, WorkerLink
 
-ODD = ("Plain", "Talkative", "Endless", "Greedy", "Dying", "Broken", "Diverging")
+ODD = ("Plain", "Talkative", "Endless", "Greedy", "Dying", "Broken", "Diverging", "Quoting")
 
 
 @pytest.fixture(scope="session")

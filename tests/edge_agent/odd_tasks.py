@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edge_agent.tasks import Config, LocalSettings, Pace, Trained
+from edge_agent.tasks import Config, LocalSettings, Pace, TaskError, Trained
+from schemas.errors import Malformed
 
 
 @dataclass
@@ -79,6 +80,31 @@ class Dying(Plain):
 class Broken(Plain):
     def train(self, model: nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
         raise ZeroDivisionError("a bug in a task")
+
+
+class Quoting(Plain):
+    """Says what it read, in each way that there is."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.where = config.get("where")
+        self.kind = {"task": TaskError, "wire": Malformed, "memory": RuntimeError}[str(config.get("kind"))]
+
+    def train(self, model: nn.Module, data: Any, settings: LocalSettings, pace: Pace) -> Trained:
+        self._fail("train")
+        return super().train(model, data, settings, pace)
+
+    def evaluate(self, model: nn.Module, data: Any) -> dict[str, float]:
+        self._fail("evaluate")
+        return super().evaluate(model, data)
+
+    def load(self, path: Path) -> Nothing:
+        self._fail("load")
+        return super().load(path)
+
+    def _fail(self, where: str) -> None:
+        if where == self.where:
+            raise self.kind("row 17: Jane Doe is out of memory")
 
 
 class Diverging(Plain):

@@ -40,7 +40,7 @@ def asked(coordinator: Coordinator) -> int:
 
 def content(party: Party) -> bytes:
     """Of the one model that is here."""
-    (model,) = kept(party.machine.files, HERE, party.identity)
+    (model,), _ = kept(party.machine.files, HERE, party.identity)
     assert model.whole
     opened = open_sealed(party.machine.files, model.path, model.manifest, model.card.offer.job_key)
     return bytes(opened)
@@ -164,7 +164,7 @@ def test_a_last_version_that_is_here_as_a_base_already_is_not_pulled_again() -> 
             before = len(coordinator.heard(e.ChunkPull))
             await coordinator.end(tiny_model(party.federation), "cancelled")
             await asyncio.sleep(60)
-            (model,) = kept(party.machine.files, HERE, party.identity)
+            (model,), _ = kept(party.machine.files, HERE, party.identity)
             assert (model.version, model.state, model.last, model.whole) == (0, "cancelled", True, True)
             assert len(coordinator.heard(e.ChunkPull)) == before
 

@@ -8,10 +8,10 @@ import pytest
 
 from edge_agent.app import RevokedHere
 from edge_agent.ledger import RequestState
-from edge_agent.trainer import TOLD
+from edge_agent.trainer import TOLD, WORKER_LOG
 from schemas import events as e
 from schemas import work
-from tests.edge_agent.federation import JOB
+from tests.edge_agent.federation import JOB, put
 from tests.edge_agent.party import (
     CONFIG,
     HERE,
@@ -130,6 +130,43 @@ def test_a_problem_of_the_worker_is_told_without_its_data_and_told_again_but_not
             assert party.names("outbox") == []
 
     run(play)
+
+
+def test_the_last_words_of_a_worker_stay_on_the_device(caplog: pytest.LogCaptureFixture) -> None:
+    """A task may have printed what it read."""
+
+    def die(party: Party) -> None:
+        put(party.machine.files, HERE / WORKER_LOG, b"row 17: Jane Doe\n")
+        for child in party.machine.spawn.children:
+            assert isinstance(child, SimProcess)
+            child.exit(-11)
+
+    async def play() -> None:
+        party = Party()
+        party.worker.answer = lambda order: die(party)
+        async with party.coordinator() as coordinator, party.device():
+            await coordinator.request(tiny_model(party.federation))
+            await coordinator.until(lambda: coordinator.heard(e.Decline))
+            assert declined(coordinator) == e.Decline(job=JOB, request=1, reason="worker", text=TOLD)
+
+    run(play)
+    assert "ended by signal 11: row 17: Jane Doe" in caplog.text
+
+
+@pytest.mark.parametrize(("local", "told"), [(True, TOLD), (False, "row 17: Jane Doe")])
+def test_the_coordinator_is_told_what_a_task_says_only_if_it_had_no_data(
+    local: bool, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play() -> None:
+        party = Party()
+        party.worker.answer = lambda order: work.problem("task", "row 17: Jane Doe", local=local)
+        async with party.coordinator() as coordinator, party.device():
+            await coordinator.request(tiny_model(party.federation))
+            await coordinator.until(lambda: coordinator.heard(e.Decline))
+            assert declined(coordinator) == e.Decline(job=JOB, request=1, reason="task", text=told)
+
+    run(play)
+    assert "row 17: Jane Doe" in caplog.text
 
 
 def declined_first(coordinator: Coordinator) -> e.FromDevice:

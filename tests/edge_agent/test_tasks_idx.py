@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from edge_agent.tasks import LocalSettings, TaskError
 from edge_agent.tasks.vision import VisionTask
 from schemas.jobs import TaskConfig
+from tests.brokers import PACKAGES, require
 from tests.edge_agent.training import built, no_pace
 
 TRAIN, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 CONFIG: TaskConfig = {"shape": [2, 3], "classes": 3}
 IMAGES = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def idx(values: NDArray[np.uint8]) -> bytes:
@@ -127,10 +127,10 @@ def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
         VisionTask(CONFIG).load(tmp_path / TRAIN)
 
 
-@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_debians_fashion_mnist_is_learned_as_it_is_installed() -> None:
+    require("dataset-fashion-mnist")
     task = VisionTask({"shape": [28, 28], "classes": 10})
-    data = task.load(FASHION)
+    data = task.load(Path(PACKAGES["dataset-fashion-mnist"]))
     assert data.x.shape == (60_000, 28, 28)
     model = built(task)
     task.train(model, data, LocalSettings(batch_size=64, steps_max=300), no_pace)

@@ -53,6 +53,7 @@ def test_values_are_normalised_by_the_job_alone(tmp_path: Path) -> None:
             TABLE.replace(",0,", ",red,").replace(",2,", ",blue,").replace(" 1.0 ", " 7"),
             {"classes": ["red", 7, "blue"]},
         ),
+        (TABLE.replace(",0,", ",0.0,"), {"classes": [0, 1, 2]}),
     ],
 )
 def test_the_ways_to_write_the_same_table_give_the_same_samples(
@@ -104,6 +105,13 @@ def text(content: str | bytes) -> Callable[[Path], Path]:
             r"line 3, column b: '1,5' is not a number.*\(decimals as in 12.5\)",
         ),
         (text(TABLE.replace("-4e0", "y" * 999)), f"'{'y' * 40}…' is not a number"),
+        (text(TABLE.replace("-4e0", "1_0")), "line 3, column b: '1_0' is not a number; correct it"),
+        (text(TABLE.replace("-4e0", "١٢")), "line 3, column b: '١٢' is not a number; correct it"),
+        (
+            text(TABLE.replace(" 1.0 ", "0_1")),
+            "line 4, column kind: label '0_1' is no whole number from 0 to 2",
+        ),
+        (text(TABLE.replace(" 1.0 ", "٢")), "line 4, column kind: label '٢' is no whole number from 0 to 2"),
         (text(TABLE.replace("-4e0", "1e39")), "line 3, column b: '1e39' is too large"),
         (text(TABLE.replace("-4e0", "-inf")), "line 3, column b: '-inf' is too large"),
         (text(TABLE.replace(" 1.0 ", "3")), "line 4, column kind: label '3' is no whole number from 0 to 2"),
@@ -128,6 +136,14 @@ def test_a_file_that_does_not_fit_is_refused_naming_the_place(
 def test_a_label_that_is_none_of_the_jobs_texts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"line 2, column kind: label '0' is none of .* \('red', 'blue'\)"):
         TabularTask({**CONFIG, "classes": ["red", "blue"]}).load(write(tmp_path))
+
+
+@pytest.mark.parametrize("classes", [["0", "1", "2"], [0, 3, 2]])
+def test_a_label_that_is_none_of_the_jobs_whole_numbers_is_refused(
+    tmp_path: Path, classes: list[str | int | float]
+) -> None:
+    with pytest.raises(TaskError, match=r"line 4, column kind: label '1.0' is none of the job's classes"):
+        TabularTask({**CONFIG, "classes": classes}).load(write(tmp_path))
 
 
 @pytest.mark.parametrize(

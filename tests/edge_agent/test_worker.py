@@ -166,6 +166,36 @@ async def test_what_a_task_can_not_do_comes_back_as_a_problem(
     )
 
 
+@pytest.mark.parametrize(
+    ("where", "kind", "code"),
+    [
+        ("load", "task", "data"),
+        ("load", "wire", "data"),
+        ("train", "task", "task"),
+        ("train", "wire", "task"),
+        ("train", "memory", "memory"),
+        ("evaluate", "task", "task"),
+    ],
+)
+async def test_what_a_task_says_once_it_has_data_stays_on_the_device(
+    link: WorkerLink, tmp_path: Path, where: str, kind: str, code: str
+) -> None:
+    order = train_order(await made(link, tmp_path, "odd-plain", {}), tmp_path, tmp_path)
+    config: TaskConfig = {"where": where, "kind": kind}
+    reply = await link.call(replace(order, task="odd-quoting", config=config))
+    assert isinstance(reply, work.Problem)
+    assert (reply.code, reply.local) == (code, True)
+    assert "Jane Doe" in reply.text
+
+
+async def test_what_is_wrong_with_a_job_is_told_to_its_coordinator(link: WorkerLink, tmp_path: Path) -> None:
+    order = train_order(await made(link, tmp_path), tmp_path, tmp_path)
+    reply = await link.call(replace(order, config={**CONFIG, "clases": 3}))
+    assert isinstance(reply, work.Problem)
+    assert (reply.code, reply.local) == ("task", False)
+    assert "unknown key clases" in reply.text
+
+
 @pytest.mark.parametrize("content", [None, b""])
 async def test_data_that_is_missing_or_empty_is_a_problem_of_the_data(
     link: WorkerLink, tmp_path: Path, content: bytes | None

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 
 from coordinator import control
 
-pytestmark = [pytest.mark.live, pytest.mark.slow]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS: Final = Path(sys.executable).parent
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
 SERVE: Final = "fedbus-coordinator serve"
 RUN: Final = "fedbus-agent run"
 
@@ -167,8 +167,12 @@ def test_the_page_takes_a_stranger_from_own_data_and_an_own_task_to_models(stran
     stranger.type(enroll)
     assert "job defects: " in stranger.type(submit)
     stranger.until_finished("defects")
+    (listing,) = re.findall(r"`(fedbus-agent model list [^`]*)` says `finished`", section("Your own data"))
+    stranger.until(lambda: "finished" in stranger.type(listing))
     for block in export:
         stranger.type(block)
+    files = [stranger.directory / f"{name}.safetensors" for name in ("defects", "own")]
+    assert files[0].read_bytes() == files[1].read_bytes()
     (loading,) = blocks("Your own data", "python")
     measure = (
         "import pathlib\n"

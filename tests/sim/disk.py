@@ -174,12 +174,20 @@ class SimFiles:
         if path in self._folders:
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
         if path not in self._names:
-            if not create or path.parent not in self._folders:
-                raise FileNotFoundError(errno.ENOENT, "no such file or folder", str(path))
-            self._change("open", path)
-            inode = _Inode()
-            self._rename(_Naming(frozenset({path.parent}), None, path, inode))
+            if not create:
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+            return self.create(path)
         return SimFile(self, path, self._names[path], self._boot)
+
+    def create(self, path: Path, *, mode: int = 0o600) -> SimFile:
+        if self.exists(path):
+            raise FileExistsError(errno.EEXIST, "there is something of this name", str(path))
+        if path.parent not in self._folders:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(path))
+        self._change("open", path)
+        inode = _Inode()
+        self._rename(_Naming(frozenset({path.parent}), None, path, inode))
+        return SimFile(self, path, inode, self._boot)
 
     def read(self, path: Path) -> bytes:
         return bytes(self._inode(path).data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.ports import File, Files, write_atomic
+from broker.ports import File, Files, write_atomic, write_export
 from broker.system import system_ports
 from tests.sim.machine import SimFiles
 
@@ -186,6 +187,32 @@ def test_an_atomic_write_leaves_old_or_new_bytes_after_a_crash_at_any_change(see
     else:
         files.crash(rng)
         assert files.read(A) == b"new"
+
+
+def test_a_new_file_is_made_only_where_nothing_is() -> None:
+    files = SimFiles()
+    files.make_dir(Path("/folder"))
+    files.create(A).append(b"1")
+    for taken in (A, Path("/folder")):
+        with pytest.raises(FileExistsError):
+            files.create(taken)
+    with pytest.raises(FileNotFoundError):
+        files.create(Path("/none/a"))
+    assert files.read(A) == b"1"
+
+
+def test_an_export_that_finds_no_room_leaves_the_disk_as_it_was() -> None:
+    files = SimFiles()
+    durable(files, A, b"old")
+
+    def full(what: str, path: Path) -> None:
+        if what == "append":
+            raise OSError(errno.ENOSPC, "no space", str(path))
+
+    files.on_change = full
+    with pytest.raises(OSError, match="no space"):
+        write_export(files, A, b"new")
+    assert (files.names(Path("/")), files.read(A)) == (["a"], b"old")
 
 
 def test_open_files_die_with_the_machine() -> None:

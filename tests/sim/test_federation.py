@@ -34,7 +34,7 @@ def test_in_the_end_every_device_that_took_part_holds_the_last_version(seed: int
     assert took_part
     for device in took_part:
         files = outcome.devices[device].files
-        (model,) = kept(files, Path("/agent"), load(files, Path("/agent")))
+        (model,), _ = kept(files, Path("/agent"), load(files, Path("/agent")))
         assert (model.version, model.state, model.whole) == (ROUNDS, "finished", True)
         opened = open_sealed(files, model.path, model.manifest, model.card.offer.job_key)
         assert sha256(opened).digest() == last
