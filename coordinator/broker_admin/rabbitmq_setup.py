@@ -113,16 +113,7 @@ def set_up(
     """
     tls = site.tls(wish)
     files = site.ports.files
-    stored = site.directory / MANAGEMENT_PASSWORD
-    management = management or site.config.management
-    if not management:
-        raise UsageFault("RabbitMQ: name its management API: --management http://user@host:15672")
-    if not password and files.exists(stored):
-        password = files.read(stored).decode().strip()
-    if not password:
-        raise UsageFault(
-            "RabbitMQ: name the file with its administrator's password: --management-password-file"
-        )
+    management, password = _credentials(site, management, password)
     vhost = vhost or _vhost(site)
     api = Management(management, password, authority(site.config, files))
     with site.roster.locked():
@@ -143,6 +134,7 @@ def set_up(
         done.more = users.set_up(site.roster.read()) | {"configuration": str(folder / CONFIGURATION)}
         done.notes += site.remember(PROGRAM, wish)
         site.settings(**changed)
+        stored = site.directory / MANAGEMENT_PASSWORD
         if store_credentials:
             write_atomic(files, stored, password.encode() + b"\n")
     target = f"/etc/rabbitmq/conf.d/50-fedbus-{site.identity.federation.hex()[:8]}.conf"
@@ -159,6 +151,21 @@ def set_up(
             "with --store-credentials"
         )
     return done
+
+
+def _credentials(site: Site, management: str, password: str) -> tuple[str, str]:
+    """The URL of the management API and its password: as given, or else as stored."""
+    stored = site.directory / MANAGEMENT_PASSWORD
+    management = management or site.config.management
+    if not management:
+        raise UsageFault("RabbitMQ: name its management API: --management http://user@host:15672")
+    if not password and site.ports.files.exists(stored):
+        password = site.ports.files.read(stored).decode().strip()
+    if not password:
+        raise UsageFault(
+            "RabbitMQ: name the file with its administrator's password: --management-password-file"
+        )
+    return management, password
 
 
 def _closed(opened: Sequence[str]) -> list[str]:
