@@ -12,7 +12,7 @@ from broker.room import Room
 from coordinator import views
 from coordinator.broker_admin.access import Access
 from coordinator.broker_admin.roster import AccessError
-from coordinator.config import Config, ConfigError
+from coordinator.config import PASSWORD_BYTES, Config, ConfigError
 from coordinator.connection import authority
 from coordinator.control import CommandFailed
 from coordinator.inputs import AnyInput, Cancel, Invite, Revoke, Submit
@@ -27,7 +27,6 @@ from schemas.jobs import parse_job
 from schemas.keys import SigningKey
 from schemas.limits import CA_CHARS_MAX, KIB, TOKEN_VALID_S
 
-PASSWORD_BYTES = 24
 RABBITMQ_CHUNK_BYTES = 128 * KIB
 """Of jobs that don't say: RabbitMQ keeps some chunks in memory for every connection that sent any."""
 

@@ -13,8 +13,10 @@ import msgspec
 from broker.ports import Files, write_atomic
 
 FILE = "coordinator.toml"
+LOCK = "lock"  # held by the coordinator that serves
 ENVIRONMENT = "FEDBUS_COORDINATOR_"
 PASSWORD = Path("keys") / "broker.password"
+PASSWORD_BYTES = 24  # of those that are made here
 MANAGEMENT_PASSWORD = Path("keys") / "management.password"
 PATHS = ("ca", "certificate", "key", "broker_files", "broker_pid_file")
 

@@ -15,7 +15,7 @@ from broker.ports import LockHeld, Ports
 from coordinator import control
 from coordinator.app import Coordinator
 from coordinator.broker_admin.access import Access, EmbeddedAccess, access_for
-from coordinator.config import Config, load_config
+from coordinator.config import LOCK, Config, load_config
 from coordinator.connection import bus_for
 from coordinator.doctor.mqtt import dropping
 from coordinator.keystore import Identity, load_identity
@@ -23,7 +23,6 @@ from coordinator.setup import embedded_broker
 from schemas import topics
 from schemas.limits import STOP_S
 
-LOCK = "lock"
 READY_POLL_S = 0.05
 BROKER_CHECK_S = 2.0
 

@@ -9,10 +9,8 @@ from broker.embedded import EmbeddedBroker
 from broker.ports import Ports, write_atomic
 from coordinator.broker_admin.access import EmbeddedAccess
 from coordinator.broker_admin.roster import FOLDER
-from coordinator.config import FILE, PASSWORD, Config, ConfigError, config_text
+from coordinator.config import FILE, PASSWORD, PASSWORD_BYTES, Config, ConfigError, config_text
 from coordinator.keystore import Identity, make_identity
-
-PASSWORD_BYTES = 24
 
 
 def init(ports: Ports, directory: Path, config: Config, password: str = "") -> Identity:

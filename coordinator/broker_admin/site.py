@@ -19,10 +19,17 @@ from broker.ports import LockHeld, Ports, write_atomic
 from coordinator.broker_admin.certificates import CertificateAuthority, Leaf
 from coordinator.broker_admin.roster import FOLDER, Roster
 from coordinator.cli.output import UsageFault
-from coordinator.config import PASSWORD, Config, ConfigError, change_settings, load_config
+from coordinator.config import (
+    LOCK,
+    PASSWORD,
+    PASSWORD_BYTES,
+    Config,
+    ConfigError,
+    change_settings,
+    load_config,
+)
 from coordinator.connection import PROBES, probe_certificate, probe_session
 from coordinator.keystore import Identity, load_identity
-from coordinator.setup import PASSWORD_BYTES
 from schemas.ids import COORDINATOR, broker_user, device_id
 from schemas.limits import MIB
 
@@ -238,8 +245,6 @@ class Site:
 
     def restart(self) -> list[str]:
         """A note, if a coordinator serves that has not read the settings as they are now."""
-        from coordinator.serve import LOCK
-
         if self._changed:
             with suppress(LockHeld), self.ports.lock.hold(self.directory / LOCK):
                 return []

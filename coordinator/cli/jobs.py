@@ -100,6 +100,8 @@ def report(
 
     require_state_directory(directory)
     reporting.require_plots()
+    from coordinator.report.page import write
+
     target = out or Path(f"{job}.html")
     if target.is_dir():
         raise UsageFault(f"{target} is a folder; name the file to write, such as {target / job}.html")
@@ -110,7 +112,7 @@ def report(
     except NotServing:
         letters = None
     found = reporting.gather(ports, directory, job, broker=broker, dead_letters=letters)
-    size_bytes = reporting.write(ports, found, target)
+    size_bytes = write(ports, found, target)
     if as_json:
         print_json({"job": job, "file": str(target), "bytes": size_bytes, "entries": found.journal_index})
     else:

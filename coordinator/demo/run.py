@@ -14,9 +14,9 @@ import msgspec
 
 from broker.journal import Journal
 from broker.ports import LockHeld, Ports, write_atomic
-from coordinator import control, exporting, ledger, serve, views
+from coordinator import control, exporting, ledger, views
 from coordinator.cli.output import Failed
-from coordinator.config import load_config
+from coordinator.config import LOCK, load_config
 from coordinator.demo import result
 from coordinator.demo.baselines import TASK, Training, measure
 from coordinator.demo.children import Children, module
@@ -62,7 +62,7 @@ class Run:
     async def train(self, data: DemoData) -> None:
         """Have the job done by processes that end with this. Raises `Failed`."""
         self._ports.files.make_dir(self._logs)
-        await self._released(self._directory / serve.LOCK)
+        await self._released(self._directory / LOCK)
         for number in range(1, self._devices + 1):
             self._write_settings(number, data)
             await self._released(self._home(number) / AGENT_LOCK)
@@ -131,8 +131,11 @@ class Run:
         }
 
     def _draw(self, found: report.Report) -> None:
+        report.require_plots()
+        from coordinator.report.page import write
+
         write_atomic(self._ports.files, self._directory / result.CURVES, result.curves(found), mode=0o644)
-        report.write(self._ports, found, self._directory / result.REPORT)
+        write(self._ports, found, self._directory / result.REPORT)
 
     def _home(self, number: int) -> Path:
         return self._directory / HOMES / device_name(number)

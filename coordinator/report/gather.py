@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.journal import Journal
-from broker.ports import Ports, write_export
+from broker.ports import Ports
 from coordinator import ledger, views
 from coordinator.apply import apply
 from coordinator.cli.output import Failed
@@ -124,18 +124,6 @@ def gather(
         dead_letters=dead_letters,
         comparison=comparison,
     )
-
-
-def write(ports: Ports, report: Report, out: Path) -> int:
-    """Write the page to ``out``, whole or not at all; its size in bytes. Raises `Failed`, OSError."""
-    require_plots()
-    from coordinator.report.page import page
-
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such folder; make it first")
-    data = page(report, made_wall_s=ports.clock.wall_s()).encode()
-    write_export(ports.files, out, data)
-    return len(data)
 
 
 @dataclass(slots=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from pathlib import Path
 from statistics import mean, median
 from typing import Any, Final
 
 import msgspec
 
+from broker.ports import Ports, write_export
 from coordinator.report import html, plots
 from coordinator.report.gather import Participation, Report
 from coordinator.report.style import STYLE
@@ -19,6 +21,15 @@ ROUNDS_SHOWN: Final = 200
 LETTERS_SHOWN: Final = 20
 UNFINISHED: Final = (JobState.CANCELLED, JobState.FAILED)
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write(ports: Ports, report: Report, out: Path) -> int:
+    """Write the page to ``out``, whole or not at all; its size in bytes. Raises OSError."""
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such folder; make it first")
+    data = page(report, made_wall_s=ports.clock.wall_s()).encode()
+    write_export(ports.files, out, data)
+    return len(data)
 
 
 def page(report: Report, *, made_wall_s: float) -> str:
