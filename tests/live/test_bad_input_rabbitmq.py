@@ -147,9 +147,7 @@ async def test_what_waits_too_long_for_its_acknowledgement_comes_again_and_count
                 "mqtt": "the connection broke: the broker closed it",
             }[coordinator]
             problem = await plant.problem(told)
-            await until(
-                lambda: problem in caplog.messages
-            )  # it is logged once the connection is cleared away
+            await until(lambda: problem in caplog.messages)  # logged once the connection is gone
             disk.open.set()
             await plant.problem("")
             await plant.finish()
