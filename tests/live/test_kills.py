@@ -54,11 +54,13 @@ def test_a_coordinator_killed_at_twenty_moments_finishes_all_rounds(tmp_path: Pa
         pids = {device: fleet.processes[device].pid for device in fleet.devices}
         fleet.submit(rounds=rounds)
         fleet.until(lambda: fleet.job().get("rounds_done", 0) >= 1)
-        killed_in_round = []
-        for _ in range(KILLS):
+        killed_in_round = [0]
+        for kill in range(KILLS):
+            if kill % 3 == 0:  # on a slow machine, too, the kills are spread over the run
+                fleet.until(lambda: fleet.job().get("rounds_done", 0) > killed_in_round[-1])
             # Any moment of any phase: within a round of about a tenth of a second, or between two.
             time.sleep(draw.uniform(0.05, 0.4))
-            killed_in_round.append(fleet.job().get("rounds_done"))
+            killed_in_round.append(fleet.job().get("rounds_done", killed_in_round[-1]))
             fleet.kill("coordinator")
             fleet.serve()
         fleet.until(fleet.finished, 240.0)
@@ -66,7 +68,7 @@ def test_a_coordinator_killed_at_twenty_moments_finishes_all_rounds(tmp_path: Pa
             assert fleet.processes[device].poll() is None, f"{device} ended"
             assert fleet.processes[device].pid == pid
         check(fleet, rounds)
-        assert len(set(killed_in_round)) >= 5, "the kills must hit a run in progress"
+        assert killed_in_round[-1] < rounds, "the kills must hit a run in progress"
 
 
 def test_an_agent_killed_while_training_finishes_the_job(tmp_path: Path) -> None:
