@@ -52,7 +52,8 @@ def _throughput(result: Result) -> Iterator[Bound]:
     for row in result["rows"]:
         chunks = f"{row['broker']}, chunks of {row['chunk_bytes'] // 1024} KiB"
         if row["chunk_bytes"] == MIB:
-            yield Bound(f"{chunks}: receipted / bare clients", row["ratio"], 0.5, least=True)
+            yield Bound(f"{chunks}: uploads' share of bare speed", row["ratio"], 0.5, least=True)
+            yield Bound(f"{chunks}: rounds' share of bare speed", row["round_ratio"], 0.5, least=True)
 
 
 def _uploading(result: Result) -> Iterator[Bound]:

@@ -78,7 +78,8 @@ def throughput(result: Result, path: Path) -> None:
             label=label,
         )
     labels = [
-        f"{row['broker']}\n{row['chunk_bytes'] // 1024:,} KiB chunks\nratio {row['ratio']:.2f}"
+        f"{row['broker']}, {row['chunk_bytes'] // 1024:,} KiB chunks\n"
+        f"ratio {row['ratio']:.2f}, of a round {row['round_ratio']:.2f}"
         for row in rows
     ]
     axes.set_yticks(range(len(rows)), labels)
@@ -129,7 +130,7 @@ def uploading(result: Result, path: Path) -> None:
     )
     axes.barh(names, [row["broker_rss_idle_bytes"] / 2**20 for row in rows], color="0.7", label="idle")
     axes.scatter(
-        [row["bound_bytes"] / 2**20 for row in rows], names, color="tab:red", marker="|", s=900, label="bound"
+        [row["bound_bytes"] / 2**20 for row in rows], names, color="tab:red", marker="|", s=300, label="bound"
     )
     axes.set(xlabel="the broker's resident memory, MiB", title="200 devices upload 4 MB each at once")
     axes.legend(loc="lower right")
