@@ -25,7 +25,7 @@ from broker.worker import with_our_packages
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROGRAMS: Final = Path(sys.executable).parent
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
 HEADING: Final = re.compile(r"#+ .*\b[Oo]n (hub|press-07):")
 AGAIN: Final = re.compile(
     r"fed (status|devices list|jobs show)|agent (status|model)|alias |sudo systemctl enable"

@@ -15,7 +15,7 @@ from tests.live.installation import SystemMosquitto
 from tests.live.operators import ROOT, Machines, Step, steps
 from tests.live.test_readme import write_data
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SERVER: Final = "hub.example.org"
 CERTIFY: Final = "--client-certificates"
