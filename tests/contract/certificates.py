@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.brokers import RabbitMQ
 
 DAY = timedelta(days=1)
 
@@ -94,3 +98,18 @@ def _general(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+@contextmanager
+def secure_rabbitmq(folder: Path) -> Iterator[tuple[RabbitMQ, Authority]]:
+    """A RabbitMQ of its own with TLS for both protocols; a client may show a certificate."""
+    authority = Authority(folder)
+    authority.issue("broker", "127.0.0.1")
+    settings = (
+        "listeners.ssl.1 = 127.0.0.1:{amqps}\nmqtt.listeners.ssl.1 = 127.0.0.1:{mqtts}\n"
+        "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n"
+    )
+    for option, name in (("cacertfile", "ca.pem"), ("certfile", "broker.pem"), ("keyfile", "broker.key")):
+        settings += f"ssl_options.{option} = {authority.folder / name}\n"
+    with RabbitMQ(authority.folder, extra=settings) as node:
+        yield node, authority

@@ -19,7 +19,7 @@ from broker.system import system_ports
 from broker.tls import tls_context
 from tests.brokers import Mosquitto, RabbitMQ
 from tests.contract.capabilities import WINDOW
-from tests.contract.certificates import Authority
+from tests.contract.certificates import Authority, secure_rabbitmq
 from tests.contract.transports import PATIENCE_S, Peer, numbered
 
 LISTENER = (
@@ -78,16 +78,8 @@ async def test_many_messages_arrive_whole_and_in_order_and_stop_at_the_window(
 
 @pytest.fixture(scope="module")
 def secure_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RabbitMQ, Authority]]:
-    authority = Authority(tmp_path_factory.mktemp("rabbitmq"))
-    authority.issue("broker", "127.0.0.1")
-    settings = (
-        "listeners.ssl.1 = 127.0.0.1:{amqps}\nmqtt.listeners.ssl.1 = 127.0.0.1:{mqtts}\n"
-        "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n"
-    )
-    for option, name in (("cacertfile", "ca.pem"), ("certfile", "broker.pem"), ("keyfile", "broker.key")):
-        settings += f"ssl_options.{option} = {authority.folder / name}\n"
-    with RabbitMQ(authority.folder, extra=settings) as node:
-        yield node, authority
+    with secure_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as found:
+        yield found
 
 
 @pytest.mark.live

@@ -12,7 +12,7 @@ import pytest
 from broker.amqp import QUEUE_ARGUMENTS
 from coordinator.config import Config
 from tests.brokers import RabbitMQ
-from tests.contract.certificates import DAY, Authority
+from tests.contract.certificates import DAY, Authority, secure_rabbitmq
 from tests.live.plant import INLINE, Door, Plant
 
 pytestmark = [pytest.mark.live, pytest.mark.slow]
@@ -22,16 +22,8 @@ PROGRAMS = ("coordinator.cli", "edge_agent.cli")
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RabbitMQ, Authority]]:
-    authority = Authority(tmp_path_factory.mktemp("rabbitmq"))
-    authority.issue("broker", "127.0.0.1")
-    settings = (
-        "listeners.ssl.1 = 127.0.0.1:{amqps}\nmqtt.listeners.ssl.1 = 127.0.0.1:{mqtts}\n"
-        "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n"
-    )
-    for option, name in (("cacertfile", "ca.pem"), ("certfile", "broker.pem"), ("keyfile", "broker.key")):
-        settings += f"ssl_options.{option} = {authority.folder / name}\n"
-    with RabbitMQ(authority.folder, extra=settings) as node:
-        yield node, authority
+    with secure_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as found:
+        yield found
 
 
 async def renew(node: RabbitMQ) -> None:
