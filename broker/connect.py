@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from broker.memory import MemoryBroker
 
 PORT_DEFAULTS = {"mqtt": 1883, "mqtts": 8883, "amqp": 5672, "amqps": 5671}
+LOOPBACK = ("127.0.0.1", "localhost")
 LOCAL_RETRY_MAX_S = 0.8
 """A broker on this machine is not spared by waiting longer, and comes back soon."""
 _KNOWN = "mqtt(s)://host:port, amqp(s)://host:port/vhost, embedded:PORT, memory:NAME"
@@ -51,6 +53,22 @@ def connect(
             return _memory(parts.path, credentials, subscriptions, memory or {})
         case scheme:
             raise BusError(f"broker URL: scheme {scheme!r} is not supported; expected one of: {_KNOWN}")
+
+
+def check_device_url(url: str) -> None:
+    """Devices speak MQTT: from another machine than the broker's none may speak AMQP.
+
+    Over AMQP, RabbitMQ asks its topic permissions for a message's own key only, and its headers ``CC`` and
+    ``BCC`` lead past them into every queue. So AMQP stays closed to devices, at both ends.
+    Raises `BusError`.
+    """
+    with suppress(ValueError):  # which `connect` tells
+        parts = urlsplit(url)
+        if parts.scheme.startswith("amqp") and parts.hostname not in LOOPBACK:
+            raise BusError(
+                f"broker URL {parts.scheme}://{parts.hostname or ''}: not for a device: over AMQP RabbitMQ's "
+                "topic permissions can be passed; name its MQTT plugin: mqtt(s)://host:port"
+            )
 
 
 def _mqtt(

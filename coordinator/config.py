@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from broker.bus import BusError
+from broker.connect import check_device_url
 from broker.ports import Files, write_atomic
 
 FILE = "coordinator.toml"
@@ -81,9 +83,20 @@ def load_config(files: Files, directory: Path, environment: Mapping[str, str]) -
         raise ConfigError(f"{path}: {error}; the settings are {known}") from error
     if config.broker_files and config.management:
         raise ConfigError(f"{path}: broker_files is Mosquitto's and management RabbitMQ's; clear one of them")
+    check(config)
     named = {name: getattr(config, name) for name in PATHS}
     absolute = {name: str((directory / value).absolute()) for name, value in named.items() if value}
     return msgspec.structs.replace(config, **absolute)
+
+
+def check(config: Config) -> None:
+    """Whether devices may be sent where the settings say. Raises `ConfigError`."""
+    for url in config.urls_for_devices():
+        try:
+            check_device_url(url)
+        except BusError as error:
+            setting = "device_urls" if config.device_urls else "broker, without device_urls (--device-url)"
+            raise ConfigError(f"{setting}: {error}") from error
 
 
 TEXT = """\

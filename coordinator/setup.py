@@ -9,15 +9,17 @@ from broker.embedded import EmbeddedBroker
 from broker.ports import Ports, write_atomic
 from coordinator.broker_admin.access import EmbeddedAccess
 from coordinator.broker_admin.roster import FOLDER
-from coordinator.config import FILE, PASSWORD, PASSWORD_BYTES, Config, ConfigError, config_text
+from coordinator.config import FILE, PASSWORD, PASSWORD_BYTES, Config, ConfigError, check, config_text
 from coordinator.keystore import Identity, make_identity
 
 
 def init(ports: Ports, directory: Path, config: Config, password: str = "") -> Identity:
     """Make a federation in ``directory``. ``password`` is the coordinator's at a broker that exists; for the
-    embedded broker one is made. Raises `ConfigError` if there is one already."""
+    embedded broker one is made. Raises `ConfigError` if there is one already, and for settings
+    that cannot be used."""
     if ports.files.exists(directory / FILE):
         raise ConfigError(f"{directory} holds a federation already; choose another directory")
+    check(config)
     ports.files.make_dir(directory)
     identity = make_identity(ports.files, directory, ports.entropy)
     if config.broker.startswith("embedded:"):

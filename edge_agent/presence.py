@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from broker.bus import Bus, BusUndelivered, Credentials
-from broker.connect import connect
+from broker.connect import check_device_url, connect
 from broker.ports import Files, Ports
 from edge_agent.config import Config, ConfigError
 from edge_agent.identity import Identity
@@ -43,6 +43,7 @@ def bus_for(
     Raises `broker.bus.BusError` for a URL that can't be used, `edge_agent.config.ConfigError` for settings.
     """
     url = config.broker or identity.urls[0]
+    check_device_url(url)
     own = credentials(identity, config, ports.files)
     return connect(url, own, [identity.down_topic], ports=ports, memory=memory)
 

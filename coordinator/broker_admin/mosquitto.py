@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from broker.connect import PORT_DEFAULTS
+from broker.connect import LOOPBACK, PORT_DEFAULTS
 from broker.ports import Files, Ports, write_atomic
 from coordinator.broker_admin.roster import Login, User, user
 from coordinator.broker_admin.site import PACKET_BYTES_MAX, SHARED_MODE, Done, Site, Wish
@@ -36,7 +36,6 @@ that nothing is missed that changes while the unit is at work."""
 PROGRAM: Final = "mosquitto"
 VERSION_TOPIC: Final = "$SYS/broker/version"
 RELOAD: Final = "Mosquitto must read its users again: `systemctl reload mosquitto`, if no path unit does that"
-LOOPBACK: Final = ("127.0.0.1", "localhost")
 
 
 CONFIGURATION_TEXT: Final = """\

@@ -9,10 +9,9 @@ from urllib.parse import SplitResult, unquote
 
 from msgspec.structs import replace
 
-from broker.connect import PORT_DEFAULTS
+from broker.connect import LOOPBACK, PORT_DEFAULTS
 from broker.ports import write_atomic
 from coordinator.broker_admin.management import Management
-from coordinator.broker_admin.mosquitto import LOOPBACK
 from coordinator.broker_admin.rabbitmq import RabbitUsers
 from coordinator.broker_admin.site import PACKET_BYTES_MAX, PUBLIC_MODE, SECURE, Done, Site, Wish
 from coordinator.cli.output import UsageFault

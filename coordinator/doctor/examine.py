@@ -61,7 +61,7 @@ async def examine(
         return
     api = _management(directory, config, ports)
     if api is not None:
-        told = management.examine(api, config.vhost, identity.federation, ports.clock)
+        told = management.examine(api, config, identity.federation, ports.clock)
         for finding in await ports.offload.run(list, told):
             yield finding
     with ExitStack() as stack:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from shlex import quote
 from typing import Any, Final
 
 from broker.amqp import QUEUE_ARGUMENTS
 from broker.checkup import Finding, Level, clock_compared, told
+from broker.connect import LOOPBACK
 from broker.ports import Clock
+from broker.reach import endpoint
 from coordinator.broker_admin.management import Management, ManagementError
+from coordinator.config import Config
 from schemas.ids import COORDINATOR, FederationId, broker_user
 
 DROPPING: Final = ("expires", "max-length", "max-length-bytes", "message-ttl")
@@ -23,11 +27,16 @@ ALARMS: Final = {
     ),
 }
 
+AMQP_SETTINGS: Final = {"amqp": "listeners.tcp", "amqp/ssl": "listeners.ssl"}
+"""Of RabbitMQ's listeners, by what it calls their protocols."""
 
-def examine(api: Management, vhost: str, federation: FederationId, clock: Clock) -> Iterator[Finding]:
+
+def examine(api: Management, config: Config, federation: FederationId, clock: Clock) -> Iterator[Finding]:
     """All that the API tells; blocks."""
+    vhost = config.vhost
     try:
         yield from alarms(api.get("nodes"))
+        yield from ports(api.get("overview")["listeners"], config.broker)
         bounding = [
             *policies(api.get("policies", vhost), vhost, federation),
             *policies(api.get("operator-policies", vhost), vhost, federation, "operator_policy"),
@@ -52,6 +61,28 @@ def alarms(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
         yield Finding("alarms", Level.UNKNOWN, f"node {silent[0]} does not tell whether it has an alarm")
     elif not found:
         yield Finding("alarms", Level.OK, f"none on {len(nodes)} node{'s' if len(nodes) > 1 else ''}")
+
+
+def ports(listeners: list[dict[str, Any]], url: str) -> Iterator[Finding]:
+    """Whether AMQP is open to other machines than RabbitMQ's, for a coordinator that connects to ``url``.
+
+    A device's password is good for AMQP, too, where it can pass the topic permissions
+    (`broker.connect.check_device_url`).
+    """
+    needed = url.startswith("amqp") and endpoint(url).host not in LOOPBACK
+    found = [item for item in listeners if item["protocol"] in AMQP_SETTINGS]
+    wide = [item for item in found if not ip_address(item["ip_address"]).is_loopback]
+    for item in wide:
+        setting, port = AMQP_SETTINGS[item["protocol"]], item["port"]
+        measured = f"AMQP is open on port {port} of {item['ip_address']}; devices must not get there"
+        if needed:
+            remedy = f"a firewall that lets the coordinator's machine alone to port {port}"
+            yield Finding("ports", Level.UNKNOWN, f"{measured}: a firewall can't be seen from here", remedy)
+        else:
+            remedy = f"`{setting}.default = {LOOPBACK[0]}:{port}` in rabbitmq.conf"
+            yield Finding("ports", Level.WARNING, measured, f"{remedy}, or a firewall that closes the port")
+    if found and not wide:
+        yield Finding("ports", Level.OK, "AMQP is open to RabbitMQ's own machine only")
 
 
 def policies(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.bus import BusError, BusUndelivered, Connected, Credentials
-from broker.connect import connect
+from broker.connect import check_device_url, connect
 from broker.filters import covers
 from broker.memory import MemoryBroker
 from broker.system import system_ports
@@ -68,6 +68,20 @@ def test_a_url_that_nobody_understands_is_an_error_that_says_what_would_do(url: 
     with pytest.raises(BusError, match=complaint) as caught:
         connect(url, ANN, [], ports=system_ports(), memory={"x": MemoryBroker()})
     assert "embedded:PORT" in str(caught.value) or "://host:port" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["amqp://hub", "amqps://ann:geheim@10.0.0.7:5700/v", "amqp://"])
+def test_a_device_speaks_no_amqp_with_another_machine(url: str) -> None:
+    with pytest.raises(BusError, match=r"not for a device.*name its MQTT plugin: mqtt\(s\)://") as caught:
+        check_device_url(url)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["mqtts://hub", "embedded:1", "amqp://localhost", "amqps://127.0.0.1:5700", "amqp://[", ""]
+)
+def test_all_else_is_open_to_devices(url: str) -> None:
+    check_device_url(url)
 
 
 @pytest.mark.parametrize("url", ["http://ann:geheim@h", "amqp://ann:geheim@h..x", "mqtt://ann:geheim@:x"])

@@ -53,6 +53,8 @@ def test_init_keeps_the_certificates_that_it_was_given(tmp_path: Path, capsys: C
             ("--broker", "mqtt://b", "--device-url", "http://b"),
             "mqtt(s)://host:port, amqp(s)://host:port/vhost",
         ),
+        (("--broker", "amqps://b"), "name its MQTT plugin: mqtt(s)://host:port"),
+        (("--broker", "amqps://b", "--device-url", "amqp://b"), "device_urls: broker URL amqp://b: not for"),
         (("--broker", "amqp://"), "mqtt(s)://host:port, amqp(s)://host:port/vhost"),
     ],
 )
@@ -145,7 +147,7 @@ def test_what_was_asked_for_once_holds_until_something_else_is_asked_for(
     ("urls", "ca", "version", "notes"),
     [
         (["mqtts://b"], PEM, 2, 0),
-        (["mqtt://b", "amqps://b"], PEM, 2, 0),
+        (["mqtt://b", "amqps://localhost"], PEM, 2, 0),
         (["mqtt://b"], PEM, 1, 0),
         (["mqtts://b"], "", 1, 0),
         (["mqtts://b"], PEM * 40, 1, 1),

@@ -225,6 +225,29 @@ def test_an_alarm_is_a_fault_with_the_line_that_bounds_it(alarm: str, line: str)
 
 
 @pytest.mark.parametrize(
+    ("addresses", "url", "levels"),
+    [
+        (["127.0.0.1", "::1"], "amqp://localhost", [Level.OK]),
+        (["::", "127.0.0.1"], "amqp://localhost", [Level.WARNING]),
+        (["10.0.0.8", "10.0.0.7"], "mqtt://hub", [Level.WARNING, Level.WARNING]),
+        (["::"], "amqps://hub", [Level.UNKNOWN]),
+        ([], "mqtt://hub", []),
+    ],
+)
+def test_amqp_that_is_open_to_devices_is_told_with_the_line_that_closes_it(
+    addresses: list[str], url: str, levels: list[Level]
+) -> None:
+    listeners = [{"protocol": "amqp/ssl", "ip_address": address, "port": 5671} for address in addresses]
+    listeners.append({"protocol": "mqtt", "ip_address": "::", "port": 1883})
+    found = list(doctor_management.ports(listeners, url))
+    assert [finding.level for finding in found] == levels
+    for finding in found:
+        if finding.level is not Level.OK:
+            assert f"port 5671 of {addresses[0]}" in found[0].measured
+            assert ("firewall" if url.startswith("amqps") else "`listeners.ssl.default = ") in finding.remedy
+
+
+@pytest.mark.parametrize(
     ("pattern", "definition", "level"),
     [
         ("^coordinator@", {"max-length": 1_000}, Level.FAULT),

@@ -118,6 +118,16 @@ def test_a_login_that_the_broker_refuses_is_told_as_a_likely_revocation(director
         assert words in line
 
 
+def test_a_broker_on_another_machine_over_amqp_is_refused_with_what_to_write(directory: Path) -> None:
+    own = replace(Federation().member(), urls=["amqps://hub.example.org"])
+    identity.save(system_ports().files, directory, own)
+    done = finished("run", "--dir", str(directory))
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    for words in ("amqps://hub.example.org: not for a device", "mqtt(s)://host:port"):
+        assert words in line
+
+
 def test_wrong_usage_has_its_own_exit_status() -> None:
     assert finished("fly").returncode == 2
     assert finished("status", "--dir").returncode == 2

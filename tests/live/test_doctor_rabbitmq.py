@@ -43,6 +43,7 @@ async def test_a_right_rabbitmq_has_no_fault(tmp_path: Path, rabbitmq: RabbitMQ,
         rabbitmq.operator.declare(site.user, QUEUE_ARGUMENTS)
     found = await site.findings()
     assert [finding for finding in found.values() if finding.level is Level.FAULT] == []
+    assert found["ports"].measured == "AMQP is open to RabbitMQ's own machine only"
     expected = {"queue", "readers"} if protocol == "amqp" else {"queue length", "queue bytes"}
     assert expected | {"login", "alarms", "policies", "clock compared", "message size"} <= set(found)
     assert "tells the sender" in found["access rules"].measured
@@ -69,6 +70,21 @@ async def test_a_queue_that_is_missing_or_may_drop_messages_is_told_with_the_com
     if arguments is not None:
         assert f"rabbitmqctl delete_queue {site.user}" in faults["queue"].remedy
         assert "x-overflow = reject-publish" in faults["queue"].remedy
+
+
+async def test_amqp_that_other_machines_reach_is_told_with_its_line(
+    tmp_path: Path, rabbitmq: RabbitMQ
+) -> None:
+    site, (port,) = managed(tmp_path, rabbitmq), free_ports(1)
+    rabbitmq.operator.declare(site.user, QUEUE_ARGUMENTS)
+    listener = f'{{"0.0.0.0", {port}}}'
+    rabbitmq.ctl("eval", f"rabbit_networking:start_tcp_listener({listener}, 1).")
+    try:
+        found = (await site.findings())["ports"]
+    finally:
+        rabbitmq.ctl("eval", f"rabbit_networking:stop_tcp_listener({listener}).")
+    assert (found.level, f"port {port} of 0.0.0.0" in found.measured) == (Level.WARNING, True)
+    assert f"`listeners.tcp.default = 127.0.0.1:{port}`" in found.remedy
 
 
 async def test_another_reader_of_the_coordinators_queue_is_told(tmp_path: Path, rabbitmq: RabbitMQ) -> None:
