@@ -3,10 +3,12 @@
 # PYTHON       the interpreter that .venv is made from; default python3.11, or python3 where that is missing
 # TORCH_INDEX  the package index torch comes from; default: pip's own. Without a GPU the CPU build saves
 #              gigabytes: make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# WORKERS      so many processes share the tests, a file at a time; default 2. Each starts its own RabbitMQ
 # ARGS         options for the program behind a target: make demo ARGS=--json, make test ARGS="-k outbox"
 
 PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && echo python3.11 || echo python3)
 TORCH_INDEX ?=
+WORKERS ?= 2
 ARGS ?=
 
 TORCH := torch==2.13.0
@@ -39,7 +41,7 @@ demo: venv
 
 test: venv
 	@sh tests/install_brokers.sh --if-possible
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: venv
 	$(BIN)/ruff format --check
