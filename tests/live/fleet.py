@@ -39,13 +39,11 @@ class Fleet:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.call(COORDINATOR, "init", "--dir", str(self.home))
+        self.found()
         self.serve()
         data = make_digits(self.directory, len(self.devices), self._alpha, 0)
         for device, path in zip(self.devices, data.train, strict=True):
-            token = json.loads(self.call(COORDINATOR, "invite", device, "--dir", str(self.home), "--json"))[
-                "token"
-            ]
+            token = json.loads(self.operate("invite", device, "--json"))["token"]
             self.call(AGENT, "enroll", token, "--dir", str(self.agent_dir(device)))
             (self.agent_dir(device) / "agent.toml").write_text(
                 f'{self._agent_toml}\n[policy]\ntasks = ["vision"]\n[data]\nvision = "{path}"\n'
@@ -64,6 +62,14 @@ class Fleet:
             self.serve()
         for name in names:
             self.stop(name)
+
+    def found(self) -> None:
+        """Make the federation."""
+        self.operate("init")
+
+    def operate(self, *command: str) -> str:
+        """``fedbus-coordinator`` on the federation's directory."""
+        return self.call(COORDINATOR, *command, "--dir", str(self.home))
 
     def call(self, program: list[str], *arguments: str) -> str:
         """Run a command to its end; its standard output."""
