@@ -14,13 +14,14 @@ BIN := .venv/bin
 STAMP := .venv/.fedbus-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test check bench crash-points clean
 
 help:
 	@echo "make demo    federated training on this machine, in ./fedbus-demo, with real data"
 	@echo "make test    the tests; as root on Debian or Ubuntu it installs the brokers and the data that they need"
 	@echo "make check   formatting, lint, types, import directions, tidiness"
 	@echo "make bench   the measurements"
+	@echo "make crash-points  kill the simulated programs at every point of a round, and count what is lost"
 	@echo "make venv    only make or update .venv"
 	@echo "make clean   remove caches and build output (keeps .venv and fedbus-demo)"
 
@@ -50,6 +51,9 @@ check: venv
 
 bench: venv
 	$(BIN)/python -m tests.bench.run $(ARGS)
+
+crash-points: venv
+	$(BIN)/python -m tests.sim points $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

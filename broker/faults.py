@@ -119,7 +119,8 @@ class FaultyBus:
 
     async def publish(self, topic: str, payload: bytes) -> None:
         fate = self._draw(self._plan.sending)
-        await asyncio.sleep(fate.delay_s)
+        if fate.delay_s:
+            await asyncio.sleep(fate.delay_s)
         await self._whole.wait()
 
         async def late() -> None:

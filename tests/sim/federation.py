@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from broker.bus import Bus, Credentials
 from broker.faults import FaultPlan, Faults, FaultyBus
 from broker.memory import MemoryBroker, MemoryBus
+from broker.ports import Ports
 from coordinator.app import Coordinator
 from coordinator.broker_admin.access import ListedAccess, UnmanagedUsers
 from coordinator.config import Config as CoordinatorConfig
@@ -34,21 +34,23 @@ from edge_agent.identity import load
 from edge_agent.kept import Shelf
 from edge_agent.ledger import RequestState, read_ledger
 from edge_agent.lives import live
+from edge_agent.outbox import DIR, SEALED_FILE
 from schemas import topics
 from schemas.enrolment import Token, token_from_text
 from schemas.ids import COORDINATOR
-from schemas.limits import CHUNK_BYTES_CHOSEN_MIN
+from schemas.limits import CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_MAX
 from tests.sim import virtual_loop
 from tests.sim.machine import SimEntropy, SimMachine, SimProcess, SimSpawn
 from tests.sim.party import Party, SlowOffload, SlowProcess
 from tests.standin import TASK, spec
-from tests.workers import maker, trainer
+from tests.workers import Answer, maker, trainer
 
 DEVICES = 5
 ROUNDS = 4
 FAULTS_END_S = 1_500.0  # virtual; from then on everything must come to its end
 PATIENCE_S = 40_000.0
 DATA = "/data.npz"
+OUTBOX = Path("/agent") / DIR
 
 
 @dataclass
@@ -59,14 +61,20 @@ class Outcome:
     directory: Path
     devices: dict[str, SimMachine]
     crashes: Counter[str]
-    receipted: dict[str, set[tuple[str, int]]]  # by device: what its ledger saw receipted, at any time
+    receipted: dict[str, set[tuple[str, int]]]  # by device: what it let go of, so it had the receipt
+    rounds: int
     virtual_s: float
 
 
 class World:
     """One seed's federation. ``power_cuts`` is the part of the crashes that loses what was not synced."""
 
+    size = DEVICES
+    rounds = ROUNDS
+    cohort = 3
+    crash_chance = 0.004  # per operation of a disk
     power_cuts = 0.5
+    last_death = True  # of every party, when the faults end
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -79,25 +87,36 @@ class World:
         )
         self.calm = FaultPlan()
         self.quiet = False
+        self.device_chunk_bytes = CHUNK_BYTES_MAX
         spawn = SimSpawn(lambda argv, env: SimProcess(maker(self.center.ports, self.count)))
         offload = SlowOffload(random.Random(f"{seed}:offload"))
         self.center = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed))
-        self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(DEVICES)}
+        self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(self.size)}
         self.receipted: dict[str, set[tuple[str, int]]] = {name: set() for name in self.devices}
         self.serving: Coordinator | None = None
 
     def _device_machine(self, seed: int, index: int) -> SimMachine:
         draw = random.Random(f"{seed}:{index}")
-        spawn = SimSpawn(lambda argv, env: SlowProcess(trainer(machine.ports, self.count, draw), draw))
+        spawn = SimSpawn(lambda argv, env: SlowProcess(self.trains(machine.ports, index, draw), draw))
         offload = SlowOffload(draw)
         machine = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed * 1_000 + index + 1))
-        machine.files.make_dir(Path("/"))
+        machine.files.watch = lambda what, path: self._watch(f"d{index}", what, path)
         data = machine.files.open(Path(DATA), create=True)
         data.append(b"data")
         data.sync()
         data.close()
         machine.files.sync_dir(Path("/"))
         return machine
+
+    def trains(self, ports: Ports, index: int, draw: random.Random) -> Answer:
+        """What the workers of a device answer."""
+        return trainer(ports, self.count, draw)
+
+    def _watch(self, name: str, what: str, path: Path) -> None:
+        """A device lets go of an update that was made: it has a receipt of it, or it loses work."""
+        if what == "remove" and path.parent == OUTBOX and self.devices[name].files.exists(path / SEALED_FILE):
+            job, number, _ = path.name.split(".")
+            self.receipted[name].add((job, int(number)))
 
     def bus(self, name: str, topic: str) -> Bus:
         inner = MemoryBus(self.broker, Credentials(name), [topic])
@@ -121,7 +140,12 @@ class World:
 
     def device_program(self, name: str, token: Token) -> Callable[[], Coroutine[None, None, None]]:
         machine, directory = self.devices[name], Path("/agent")
-        config = Config(policy=Policy(tasks=[TASK]), data={TASK: DATA}, worker_idle_s=30.0)
+        config = Config(
+            policy=Policy(tasks=[TASK]),
+            data={TASK: DATA},
+            worker_idle_s=30.0,
+            chunk_bytes=self.device_chunk_bytes,
+        )
 
         async def program() -> None:
             ports = machine.ports
@@ -135,28 +159,26 @@ class World:
                 bus = self.bus(name, newest.down_topic)
                 return Agent(directory, config, ports, bus, newest, installed=lambda: [TASK])
 
-            async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._note_receipts(name))
-                await live(agent)
-                watch.cancel()
+            await live(agent)
 
         return program
 
-    async def _note_receipts(self, name: str) -> None:
-        files = self.devices[name].files
-        while True:
-            await asyncio.sleep(1.0)
-            with suppress(OSError):  # it may have died this moment
-                for record in read_ledger(files, Path("/agent")).requests:
-                    if record.state is RequestState.RECEIPTED:
-                        self.receipted[name].add(record.key)
+    def arm(self, parties: Sequence[Party]) -> None:
+        """From now on they may die."""
+        for party in parties:
+            party.arm()
+
+    def job(self) -> dict[str, object]:
+        """What is trained."""
+        cohort: dict[str, Any] = {"cohort": self.cohort, "min_reports": 2, "over_selection": 1.3}
+        return spec(rounds=self.rounds, deadline_s=120.0, chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **cohort)
 
 
 async def _play(world: World, seed: int) -> Outcome:
     loop = asyncio.get_running_loop()
     init(world.center.ports, world.home, CoordinatorConfig(broker="memory:sim"))
-    chance = 0.004
-    rng, cuts = random.Random(f"{seed}:c"), world.power_cuts
+    chance, cuts = world.crash_chance, world.power_cuts
+    rng = random.Random(f"{seed}:c")
     parties = [Party("coordinator", world.center, world.serve, rng, chance, cuts)]
     async with asyncio.TaskGroup() as tasks:
         lives = [tasks.create_task(parties[0].live(), name="coordinator")]
@@ -168,15 +190,14 @@ async def _play(world: World, seed: int) -> Outcome:
             rng = random.Random(f"{seed}:{name}")
             parties.append(Party(name, world.devices[name], program, rng, chance, cuts))
             lives.append(tasks.create_task(parties[-1].live(), name=name))
-        await _command(world, "submit", spec=_job())
-        for party in parties:
-            party.arm()
+        await _command(world, "submit", spec=world.job())
+        world.arm(parties)
         tasks.create_task(world.weather(), name="weather")
         async with asyncio.timeout(PATIENCE_S):
             while loop.time() < FAULTS_END_S and not _done(world):  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(1.0)
             world.quiet = True
-            for party in parties:
+            for party in parties if world.last_death else ():
                 party.disarm()
                 party.machine.halt()  # the last death: from here on without faults
                 party.died.set()
@@ -188,12 +209,7 @@ async def _play(world: World, seed: int) -> Outcome:
     crashes: Counter[str] = Counter()
     for party in parties:
         crashes[party.name.rstrip("0123456789")] += party.crashes.total()
-    return Outcome(world.center, world.home, world.devices, crashes, world.receipted, virtual_s)
-
-
-def _job() -> dict[str, object]:
-    cohort: dict[str, Any] = {"cohort": 3, "min_reports": 2, "over_selection": 1.3}
-    return spec(rounds=ROUNDS, deadline_s=120.0, chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **cohort)
+    return Outcome(world.center, world.home, world.devices, crashes, world.receipted, world.rounds, virtual_s)
 
 
 async def _command(world: World, op: str, **fields: object) -> str:

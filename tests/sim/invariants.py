@@ -9,7 +9,7 @@ from coordinator.entries import Turned, decode_entry
 from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.keystore import load_identity
 from coordinator.ledger import FOLDER
-from tests.sim.federation import ROUNDS, Outcome
+from tests.sim.federation import Outcome
 
 
 def facts(outcome: Outcome) -> list[object]:
@@ -36,4 +36,4 @@ def check(outcome: Outcome) -> None:
         for job, number in keys:
             assert (device, job, number) in received, "receipted, and then forgotten"
     versions = [f.version for f in log if isinstance(f, VersionCommitted)]
-    assert versions == list(range(ROUNDS + 1))
+    assert versions == list(range(outcome.rounds + 1))

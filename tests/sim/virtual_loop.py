@@ -8,7 +8,9 @@ processes); the simulated ports of ``tests.sim.machine`` need none of them.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import selectors
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
@@ -52,6 +54,8 @@ class _VirtualSelector(selectors.SelectSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """``time()`` starts at 0 and passes only while nothing is ready."""
 
+    _ready: deque[asyncio.Handle]  # of the base class
+
     def __init__(self, *, max_virtual_s: float = float("inf")) -> None:
         self._virtual = _VirtualSelector()
         super().__init__(self._virtual)
@@ -60,6 +64,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual.now_s
+
+    def call_soon(
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        # As the base class's, without its checks for closed loops and debugging: it is called all the time.
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
