@@ -1,4 +1,5 @@
-"""The simulation by itself: ``python -m tests.sim points`` kills the programs at every point of a round."""
+"""The simulation by itself: ``python -m tests.sim 0:2000`` plays fleets, ``points`` kills the programs at
+every point of a round."""
 
 from __future__ import annotations
 
@@ -12,6 +13,9 @@ from functools import partial
 from schemas.ids import COORDINATOR
 from tests.sim.crash_points import DEVICE, ENDS, by_kind, die, points
 from tests.sim.pool import pool, quiet
+from tests.sim.seeds import Played, play, summary
+
+SAY_EVERY = 100  # seeds
 
 
 def all_points(jobs: int) -> int:
@@ -36,15 +40,33 @@ def all_points(jobs: int) -> int:
     return len(problems)
 
 
+def all_seeds(first: int, end: int, jobs: int) -> int:
+    """Play seeds, ``end`` excluded; the number of failures, or 1 if the summary lacks something."""
+    began_s, played = time.monotonic(), list[Played]()
+    with pool(jobs) as processes:
+        for one in processes.map(play, range(first, end), chunksize=4):
+            played.append(one)
+            if one.problem:
+                print(f"seed {one.seed} FAILED: {one.problem}", *one.trace, sep="\n", flush=True)
+            elif len(played) % SAY_EVERY == 0:
+                print(f"{len(played)} seeds, {time.monotonic() - began_s:.0f} s", flush=True)
+    lines = list(summary(played, time.monotonic() - began_s))
+    print(*lines, sep="\n")
+    return sum(bool(one.problem) for one in played) or int(any(line.startswith("NOT") for line in lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("what", choices=["points"])
+    parser.add_argument("what", help="points, or seeds as FIRST:END")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
     )
     options = parser.parse_args()
     quiet()
-    sys.exit(all_points(options.jobs) > 0)
+    if options.what == "points":
+        sys.exit(all_points(options.jobs) > 0)
+    first, _, end = options.what.partition(":")
+    sys.exit(all_seeds(int(first), int(end), options.jobs) > 0)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def crashed(mortal: str, at: int, end: str) -> str:
     world, outcome = _play(mortal, at, end)
     assert outcome.crashes.total() == 1, f"there is no point {at}"
     _check(outcome)
+    assert not world.laws.problems, world.laws.problems
     return world.points.seen[at - 1]
 
 

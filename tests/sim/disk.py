@@ -107,6 +107,8 @@ class SimFiles:
         self.on_change: Callable[[str, Path], None] | None = None
         self.watch: Callable[[str, Path], None] | None = None
         """Told of the same, before ``on_change``; changes and raises nothing."""
+        self.torn = 0
+        """Writes that power cuts tore, so far."""
         self._names: Namespace = {}
         self._durable: Namespace = {}
         self._unsynced: list[_Naming] = []
@@ -215,7 +217,7 @@ class SimFiles:
         for inode in {
             id(inode): inode for inode in (*self._durable.values(), *self._names.values())
         }.values():
-            inode.crash(rng)
+            self.torn += inode.crash(rng)
         for naming in self._unsynced:
             if rng.random() < 0.5:
                 naming.apply(self._durable)

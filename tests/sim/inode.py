@@ -36,7 +36,8 @@ class Inode:
         self.unsynced.append(_Truncate(size, len(self.data), bytes(self.data[size:])))
         self._cut(size)
 
-    def crash(self, rng: random.Random) -> None:
+    def crash(self, rng: random.Random) -> bool:
+        """Keep what a power cut keeps; whether a write was torn."""
         lost, self.unsynced = self.unsynced, []
         for change in reversed(lost):
             if isinstance(change, _Write):
@@ -45,20 +46,23 @@ class Inode:
             else:
                 self._cut(change.old_size)
                 self.data[change.old_size - len(change.tail) :] = change.tail
+        torn = False
         for change in lost:
             if isinstance(change, _Truncate):
                 if rng.random() < 0.5:
-                    return
+                    return torn
                 self._cut(change.size)
                 continue
             grows = change.offset + len(change.new) > len(self.data)
             kept = rng.choice((0, len(change.new), rng.randint(0, len(change.new))))
+            torn |= 0 < kept < len(change.new)
             self._put(change.offset, change.new[:kept])
             if kept < len(change.new) and grows:
                 if rng.random() < 0.25:
                     zeros = bytes(rng.randint(0, len(change.new) - kept))
                     self._put(change.offset + kept, zeros)
-                return
+                return torn
+        return torn
 
     def _put(self, offset: int, new: bytes) -> None:
         if not new:

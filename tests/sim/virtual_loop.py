@@ -36,10 +36,14 @@ class _VirtualSelector(selectors.SelectSelector):
     """Lets the virtual time pass instead of waiting. Its file descriptors are never ready."""
 
     now_s = 0.0
+    ready: deque[asyncio.Handle]
+    on_step: Callable[[deque[asyncio.Handle]], None] | None = None
     limit_s = float("inf")
     describe: Callable[[], str] = staticmethod(lambda: "")
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.on_step is not None and self.ready:
+            self.on_step(self.ready)
         if timeout is None:
             raise VirtualDeadlock(f"deadlock at {self.now_s:.6f} s (virtual): {self.describe()}")
         if timeout > 0:
@@ -59,8 +63,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self, *, max_virtual_s: float = float("inf")) -> None:
         self._virtual = _VirtualSelector()
         super().__init__(self._virtual)
+        self._virtual.ready = self._ready
         self._virtual.limit_s = max_virtual_s
         self._virtual.describe = self._waiting
+
+    def on_step(self, look: Callable[[deque[asyncio.Handle]], None]) -> None:
+        """Have ``look`` called with what is ready, before each turn of the loop; it may order it anew."""
+        self._virtual.on_step = look
 
     def time(self) -> float:
         return self._virtual.now_s

@@ -6,6 +6,7 @@ be cancelled.
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -20,10 +21,6 @@ from tests.sim.disk import SimFiles
 Life = tuple[str, int]  # party, start of its machine
 
 
-class Said(AssertionError):
-    """A party said what it must not say."""
-
-
 @dataclass
 class Laws:
     """What must hold of all that devices say:
@@ -36,43 +33,47 @@ class Laws:
     ours: bytes = b""
     """Id of the coordinator's own key: what is sealed to another is an update."""
     made: dict[tuple[str, bytes], bytes] = field(default_factory=dict)  # by device and request's key: digest
+    problems: list[str] = field(default_factory=list)
     _sent: defaultdict[tuple[Life, bytes], set[int]] = field(default_factory=lambda: defaultdict(set))
 
     def said(self, life: Life, payload: bytes) -> None:
-        """A device is about to send this. Raises `Said`."""
+        """A device is about to send this."""
         if life[0] in self.liars:
             return
         if payload.startswith(chunks.MAGIC):
             chunk = chunks.parse_chunk(payload)
             sent = self._sent[life, chunk.transfer]
             if chunk.index in sent:
-                raise Said(f"{life[0]} sends chunk {chunk.index} again, with no new offer before it")
+                self.problems.append(
+                    f"{life[0]} sends chunk {chunk.index} again, with no new offer before it"
+                )
             sent.add(chunk.index)
         elif payload.startswith(envelope.MAGIC):
             header = envelope.parse(payload).header
             if header.clear.recipient != self.ours:
                 digest = header.seal.body
                 if self.made.setdefault((life[0], header.clear.recipient), digest) != digest:
-                    raise Said(f"{life[0]} made an update anew that was offered before")
+                    self.problems.append(f"{life[0]} made an update anew that was offered before")
                 self._sent[life, transfer_id(digest)].clear()
 
 
 class Line:
     """A bus for one life of a party. ``told`` is called with what is sent, ``acks`` before each
-    acknowledgement; both may raise."""
+    acknowledgement; both may raise. ``takes`` says how long the next message is on its way."""
 
     def __init__(
         self,
         bus: Bus,
         files: SimFiles,
         told: Callable[[bytes], None] = lambda payload: None,
-        acks: Callable[[], None] = lambda: None,
+        takes: Callable[[], float] | None = None,
     ) -> None:
         self._bus = bus
         self._files = files
         self._life = files.life
         self._told = told
-        self.acks = acks
+        self._takes = takes
+        self.acks: Callable[[], None] = lambda: None
 
     async def __aenter__(self) -> Self:
         await self._bus.__aenter__()
@@ -92,11 +93,19 @@ class Line:
 
     async def incoming(self) -> AsyncIterator[Delivery | Connected]:
         async for item in self._bus.incoming():
-            yield item if isinstance(item, Connected) else _Taken(item, self)
+            if isinstance(item, Connected):
+                yield item
+                continue
+            if self._takes is not None:
+                await asyncio.sleep(self._takes())
+            yield _Taken(item, self)
 
     async def publish(self, topic: str, payload: bytes) -> None:
         self.check()
         self._told(payload)
+        if self._takes is not None:
+            await asyncio.sleep(self._takes())
+            self.check()
         await self._bus.publish(topic, payload)
 
     def check(self) -> None:
