@@ -16,7 +16,7 @@ BIN := .venv/bin
 STAMP := .venv/.fedbus-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench sim crash-points clean
+.PHONY: help venv demo test check bench sim crash-points mutants clean
 
 help:
 	@echo "make demo    federated training on this machine, in ./fedbus-demo, with real data"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench   the measurements"
 	@echo "make sim     simulated fleets with every fault, seed after seed: SEEDS=0:2000"
 	@echo "make crash-points  kill the simulated programs at every point of a round, and count what is lost"
+	@echo "make mutants plant bugs, and look whether the simulation finds them"
 	@echo "make venv    only make or update .venv"
 	@echo "make clean   remove caches and build output (keeps .venv and fedbus-demo)"
 
@@ -60,6 +61,9 @@ sim: venv
 
 crash-points: venv
 	$(BIN)/python -m tests.sim points $(ARGS)
+
+mutants: venv
+	$(BIN)/python -m tests.sim mutants $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,5 +1,5 @@
 """The simulation by itself: ``python -m tests.sim 0:2000`` plays fleets, ``points`` kills the programs at
-every point of a round."""
+every point of a round, ``mutants`` looks whether fleets find the bugs that are planted for them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from functools import partial
 
 from schemas.ids import COORDINATOR
 from tests.sim.crash_points import DEVICE, ENDS, by_kind, die, points
+from tests.sim.mutation import all_mutants
 from tests.sim.pool import pool, quiet
 from tests.sim.seeds import Played, play, summary
 
@@ -40,14 +41,20 @@ def all_points(jobs: int) -> int:
     return len(problems)
 
 
-def all_seeds(first: int, end: int, jobs: int) -> int:
-    """Play seeds, ``end`` excluded; the number of failures, or 1 if the summary lacks something."""
+def all_seeds(first: int, end: int, jobs: int, *, only_first: bool = False) -> int:
+    """Play seeds, ``end`` excluded; the number of failures, or 1 if the summary lacks something.
+
+    ``only_first``: up to the first failure.
+    """
     began_s, played = time.monotonic(), list[Played]()
     with pool(jobs) as processes:
-        for one in processes.map(play, range(first, end), chunksize=4):
+        for one in processes.map(play, range(first, end), chunksize=2):
             played.append(one)
             if one.problem:
                 print(f"seed {one.seed} FAILED: {one.problem}", *one.trace, sep="\n", flush=True)
+                if only_first:
+                    processes.shutdown(wait=False, cancel_futures=True)
+                    return 1
             elif len(played) % SAY_EVERY == 0:
                 print(f"{len(played)} seeds, {time.monotonic() - began_s:.0f} s", flush=True)
     lines = list(summary(played, time.monotonic() - began_s))
@@ -57,7 +64,8 @@ def all_seeds(first: int, end: int, jobs: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("what", help="points, or seeds as FIRST:END")
+    parser.add_argument("what", help="points, mutants, or seeds as FIRST:END")
+    parser.add_argument("--first", action="store_true", help="end with the first seed that fails")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
     )
@@ -65,8 +73,14 @@ def main() -> None:
     quiet()
     if options.what == "points":
         sys.exit(all_points(options.jobs) > 0)
+    if options.what == "mutants":
+        missed = 0
+        for line in all_mutants(options.jobs):
+            print(line, flush=True)
+            missed += line.startswith("NOT")
+        sys.exit(missed > 0)
     first, _, end = options.what.partition(":")
-    sys.exit(all_seeds(int(first), int(end), options.jobs) > 0)
+    sys.exit(all_seeds(int(first), int(end), options.jobs, only_first=options.first) > 0)
 
 
 if __name__ == "__main__":

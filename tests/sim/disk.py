@@ -59,6 +59,8 @@ class SimFile:
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         self._change("write_at")
+        if offset and self._inode.data[offset : offset + len(data)] == bytes(data):
+            self._disk.rewritten.append(self._path)
         self._inode.write(offset, bytes(data))
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -107,6 +109,8 @@ class SimFiles:
         self.on_change: Callable[[str, Path], None] | None = None
         self.watch: Callable[[str, Path], None] | None = None
         """Told of the same, before ``on_change``; changes and raises nothing."""
+        self.rewritten: list[Path] = []
+        """Where bytes were written, not at the start, that stood there already."""
         self.torn = 0
         """Writes that power cuts tore, so far."""
         self._names: Namespace = {}

@@ -35,6 +35,7 @@ async def check_end(world: Fleet) -> list[AnyFact]:
     check_log(log, {name: world.receipted[name] for name in world.honest()}, world.rounds)
     _check_signed(world, state, log)
     _check_answered(state)
+    assert not world.center.files.rewritten, "the coordinator took chunks that it had"
     _check_bounds(world, serving)
     result = replay(world.center.ports, world.home)
     assert result["equal"], result["difference"]
