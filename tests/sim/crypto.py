@@ -1,4 +1,5 @@
-"""NaCl in a simulation: the same bytes for the same seed, and nothing computed twice in one process.
+"""NaCl in a simulation: the same bytes for the same seed, and nothing computed twice in one process. Entries
+of logs, too, are decoded once only, however often they are read.
 
 All that is sent is really signed and really sealed. The keys that libsodium would draw for each sealed box
 come from the seed. What was signed or sealed here and comes back unchanged is known to hold: it is looked up;
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
+from unittest.mock import patch
 
 from nacl import bindings
+
+from coordinator import entries, ledger, replay
 
 _PUBLIC_AT = 32  # an Ed25519 secret key is its seed and its public key
 _NONCE_BYTES = 24
@@ -71,11 +75,10 @@ def seeded(seed: int) -> Iterator[None]:
         "crypto_sign_seed_keypair": lru_cache(maxsize=256)(bindings.crypto_sign_seed_keypair),
         "crypto_scalarmult_base": lru_cache(maxsize=256)(bindings.crypto_scalarmult_base),
     }
-    theirs = {name: getattr(bindings, name) for name in ours}
-    for name, function in ours.items():
-        setattr(bindings, name, function)
-    try:
+    with ExitStack() as stack:
+        for name, function in ours.items():
+            stack.enter_context(patch.object(bindings, name, function))
+        decoded = lru_cache(maxsize=None)(entries.decode_entry)
+        for module in (entries, ledger, replay):
+            stack.enter_context(patch.object(module, "decode_entry", decoded))
         yield
-    finally:
-        for name, function in theirs.items():
-            setattr(bindings, name, function)

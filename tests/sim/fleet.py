@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 COUNT = 2_100  # parameters: three chunks of the smallest size
 CHUNK_BYTES = 4 * 1024
-STEPS_APART = 6_000.0  # steps of all parties between two deaths at an await
+STEPS_APART = 12_000.0  # steps of all parties between two deaths at an await
 TRAINING_S = 25.0  # usually
 IDLE_S = RESEND_CAP_S  # a stretch in which nobody says anything is idle once it is longer
 JUMP_S = 6 * 3600.0  # a token is good for four times as long
@@ -81,7 +81,7 @@ class Fleet(World):
             Faults(drop=0.01, duplicate=0.01, hold=0.02, hold_s_max=2.0),
         )
         self.steps = Steps(random.Random(f"{seed}:steps"), STEPS_APART)
-        cast(VirtualLoop, asyncio.get_running_loop()).on_step(self.steps)
+        cast(VirtualLoop, asyncio.get_running_loop()).on_step = self.steps
         self._mortals: dict[str, Mortal] = {}
 
     def offload(self, rng: random.Random) -> SimOffload:
@@ -230,9 +230,9 @@ class Threads(SimOffload):
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         draw = self._rng.random()
-        await asyncio.sleep(self._rng.expovariate(1 / 0.04) if draw < 0.2 else 0)
+        await asyncio.sleep(self._rng.expovariate(1 / 0.04) if draw < 0.1 else 0)
         result = function(*args, **kwargs)
-        if draw > 0.8:
+        if draw > 0.9:
             await asyncio.sleep(self._rng.expovariate(1 / 0.04))
         return result
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from broker.journal import Journal
 from coordinator.entries import Turned, decode_entry
-from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived, VersionCommitted
+from coordinator.facts import AnyFact, RoundOpened, UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.keystore import load_identity
 from coordinator.ledger import FOLDER
 from tests.sim.disk import SimFiles
@@ -48,3 +48,9 @@ def check_log(log: Sequence[object], receipted: Mapping[str, set[tuple[str, int]
             assert (device, job, number) in received, "receipted, and then forgotten"
     versions = [f.version for f in log if isinstance(f, VersionCommitted)]
     assert versions == list(range(rounds + 1))
+    newest = b""
+    for fact in log:
+        if isinstance(fact, RoundOpened):
+            assert fact.base == newest, "a round on another model than the newest"
+        elif isinstance(fact, VersionCommitted):
+            newest = fact.model

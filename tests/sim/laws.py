@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.journal import Journal
+from coordinator import entries
 from coordinator.app import Coordinator
-from coordinator.entries import Turned, decode_entry
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived
 from coordinator.ledger import FOLDER, recover
 from coordinator.replay import replay
@@ -45,14 +45,15 @@ async def check_end(world: Fleet) -> list[AnyFact]:
 
 async def _as_recovered(world: Fleet, serving: Coordinator) -> tuple[Journal, list[AnyFact]]:
     """The log, once nothing is pending: a coordinator that starts from it is where this one is."""
-    files, federation = world.center.files, serving.ledger.journal
+    files = world.center.files
     for _ in range(SETTLES):
-        await federation.drain()
+        await serving.ledger.journal.drain()
         journal = Journal.open(files, world.home / FOLDER, world.federation, read_only=True)
         recovered = recover(journal).state
         if recovered == serving.ledger.state:
-            entries = [decode_entry(logged.data) for logged in journal.entries()]
-            return journal, [fact for entry in entries if isinstance(entry, Turned) for fact in entry.facts]
+            log = [entries.decode_entry(logged.data) for logged in journal.entries()]
+            turns = [entry for entry in log if isinstance(entry, entries.Turned)]
+            return journal, [fact for turn in turns for fact in turn.facts]
     raise AssertionError("what the log is recovered to is not what the coordinator believes")
 
 

@@ -12,7 +12,8 @@ import structlog
 def quiet() -> None:
     """Say nothing of what the parties log: a simulation goes by its facts."""
     logging.disable(logging.CRITICAL)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
+    structlog.configure(wrapper_class=silent, cache_logger_on_first_use=True)
 
 
 def pool(jobs: int) -> ProcessPoolExecutor:

@@ -33,6 +33,7 @@ class Played:
     rejected: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     real_s: float = 0.0
+    cpu_s: float = 0.0
     virtual_s: float = 0.0
     active_s: float = 0.0
     digest: str = ""
@@ -54,15 +55,15 @@ def play(seed: int) -> Played:
         return worlds[0]
 
     gc.disable()  # the garbage of a seed is small, and goes at its end
-    began_s, problem, virtual_s = time.perf_counter(), "", 0.0
+    began_s, cpu_s, problem, virtual_s = time.perf_counter(), time.process_time(), "", 0.0
     try:
         with seeded(seed):
             virtual_s = run(seed, make).virtual_s
     except Exception as error:  # noqa: BLE001  # whatever it is, it is a finding
         problem = " / ".join(_innermost(error))
-    real_s = time.perf_counter() - began_s
+    real_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_s
     played = _told(worlds[0], seed, problem)
-    played.real_s, played.virtual_s = real_s, virtual_s
+    played.real_s, played.cpu_s, played.virtual_s = real_s, cpu_s, virtual_s
     worlds.clear()
     gc.collect()
     gc.enable()
@@ -120,6 +121,10 @@ def summary(all_played: Sequence[Played], took_s: float) -> Iterator[str]:
         return
     faults: Counter[str] = sum((played.faults for played in good), Counter())
     shown = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))
+    real_s, cpu_s, virtual_s = (
+        median(getattr(played, name) for played in good) for name in ("real_s", "cpu_s", "active_s")
+    )
+    yield f"a seed: {real_s:.2f} s, {cpu_s:.2f} s of a processor, {virtual_s:,.0f} virtual s, not idle"
     yield f"folds {_spread(p.folds for p in good)}, rejected {_spread(p.rejected for p in good)} a seed"
     yield f"faults: {shown}"
     for kind in WANTED:

@@ -13,10 +13,16 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+import msgpack
+
 from broker.bus import Bus, Connected, Delivery
 from schemas import chunks, envelope
+from schemas.envelope import Clear, Seal
 from schemas.ids import transfer_id
 from tests.sim.disk import SimFiles
+
+RECIPIENT_AT = Clear.__struct_fields__.index("recipient")
+BODY_AT = Seal.__struct_fields__.index("body")
 
 Life = tuple[str, int]  # party, start of its machine
 
@@ -49,12 +55,18 @@ class Laws:
                 )
             sent.add(chunk.index)
         elif payload.startswith(envelope.MAGIC):
-            header = envelope.parse(payload).header
-            if header.clear.recipient != self.ours:
-                digest = header.seal.body
-                if self.made.setdefault((life[0], header.clear.recipient), digest) != digest:
+            recipient, digest = _recipient_and_digest(payload)
+            if recipient != self.ours:
+                if self.made.setdefault((life[0], recipient), digest) != digest:
                     self.problems.append(f"{life[0]} made an update anew that was offered before")
                 self._sent[life, transfer_id(digest)].clear()
+
+
+def _recipient_and_digest(payload: bytes) -> tuple[bytes, bytes]:
+    """Of an envelope that a party of ours made; without all the checks of `schemas.envelope.parse`."""
+    _, size = envelope.PREFIX.unpack_from(payload)
+    clear, seal, _ = msgpack.unpackb(payload[envelope.PREFIX.size :][:size])
+    return clear[RECIPIENT_AT], seal[BODY_AT]
 
 
 class Line:
