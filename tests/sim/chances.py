@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-DAY_S: Final = 600.0  # of simulated devices: a night is in every run, and is no idle stretch
+DAY_S: Final = 1_200.0  # of simulated devices: a night is in every run, and is no idle stretch
 TAIL_MAX: Final = 65.0  # the slowest answers take so many times the usual ones (heavy tail)
 HELD_S: Final = 0.05  # how long messages of a usual link are on their way
 

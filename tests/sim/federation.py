@@ -47,7 +47,6 @@ from tests.workers import Answer, maker, trainer
 
 DEVICES = 5
 ROUNDS = 4
-FAULTS_END_S = 1_500.0  # virtual; from then on everything must come to its end
 PATIENCE_S = 40_000.0
 DATA = "/data.npz"
 OUTBOX = Path("/agent") / DIR
@@ -75,6 +74,7 @@ class World:
     rule: ClassVar[dict[str, float]] = {"min_reports": 2, "over_selection": 1.3, "deadline_s": 120.0}
     crash_chance = 0.004  # per operation of a disk
     power_cuts = 0.5
+    faults_end_s = 1_500.0  # virtual; from then on everything must come to its end
     poll_s = 1.0
     last_death = True  # of every party, when the faults end
 
@@ -227,7 +227,7 @@ async def _play(world: World) -> Outcome:
         world.arm(parties)
         tasks.create_task(world.weather(), name="weather")
         async with asyncio.timeout(PATIENCE_S):
-            while loop.time() < FAULTS_END_S and not _done(world):  # noqa: ASYNC110 - virtual time
+            while loop.time() < world.faults_end_s and not _done(world):  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(world.poll_s)
             world.calm_down(parties)
             while not _settled(world):  # noqa: ASYNC110 - virtual time

@@ -41,23 +41,24 @@ R = TypeVar("R")
 COUNT = 2_100  # parameters: three chunks of the smallest size
 CHUNK_BYTES = 4 * 1024
 STEPS_APART = 12_000.0  # steps of all parties between two deaths at an await
-TRAINING_S = 25.0  # usually
+TRAINING_S = 60.0  # usually
 IDLE_S = RESEND_CAP_S  # a stretch in which nobody says anything is idle once it is longer
 JUMP_S = 6 * 3600.0  # a token is good for four times as long
-PARTITION_EVERY_S, PARTITION_S = 40.0, 10.0
-FULL_EVERY_S, FULL_S = 90.0, 12.0
-CLOCK_EVERY_S = 120.0
+PARTITION_EVERY_S, PARTITION_S = 90.0, 10.0
+FULL_EVERY_S, FULL_S = 200.0, 12.0
+CLOCK_EVERY_S = 300.0
 
 
 class Fleet(World):
     """One seed of it."""
 
-    size = 22
+    size = 21
     rounds = 6
     cohort = 17
-    rule: ClassVar[dict[str, float]] = {"min_reports": 17, "over_selection": 1.1, "deadline_s": 240.0}
+    rule: ClassVar[dict[str, float]] = {"min_reports": 17, "over_selection": 1.1, "deadline_s": 480.0}
     crash_chance = 0.0003
     failure_chance = 0.0003
+    faults_end_s = 6_000.0
     poll_s = 5.0
 
     def __init__(self, seed: int) -> None:

@@ -50,6 +50,26 @@ class _Ready(asyncio.Handle):
         self._repr = self._source_traceback = None
 
 
+class _Timer(asyncio.TimerHandle):
+    """As `_Ready`, for later."""
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: Sequence[object],
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._when = when
+        self._scheduled = True
+        _Ready.__init__(self, callback, args, loop, context)  # type: ignore[arg-type]  # of the same slots
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback, self._args = None, ()
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """``time()`` starts at 0 and passes only while nothing is ready.
 
@@ -87,13 +107,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = _Timer(when, callback, args, self, context)
         self._timers_made += 1
         heappush(self._timers, (when, self._timers_made, timer))
         return timer
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is dropped when it would be due."""
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
 
     def _run_once(self) -> None:
         """One turn, in place of the base class's: nothing real is waited for."""
