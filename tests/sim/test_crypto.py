@@ -1,0 +1,44 @@
+"""NaCl of a simulation is NaCl: what it signs and seals holds outside; what was altered does not inside."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.errors import Forged
+from schemas.keys import BoxKey, Kind, SigningKey, verify
+from schemas.sealing import open_bytes, seal_bytes
+from tests.sim.crypto import seeded
+
+READER = BoxKey.from_secret(bytes(range(32)))
+SIGNER = SigningKey.from_seed(bytes(range(32)))
+
+
+def sealed_and_signed() -> tuple[bytes, bytes]:
+    with seeded(7):
+        sealed, signature = seal_bytes(b"plain", READER.public), SIGNER.sign(Kind.WELCOME, b"said")
+        assert open_bytes(sealed, READER) == b"plain"
+        verify(Kind.WELCOME, SIGNER.public, b"said", signature)
+    return sealed, signature
+
+
+def test_what_a_simulation_seals_and_signs_holds_everywhere() -> None:
+    sealed, signature = sealed_and_signed()
+    assert open_bytes(sealed, READER) == b"plain"
+    verify(Kind.WELCOME, SIGNER.public, b"said", signature)
+
+
+def test_equal_seeds_seal_to_equal_bytes() -> None:
+    assert sealed_and_signed() == sealed_and_signed()
+
+
+def test_what_was_altered_is_refused_in_a_simulation_too() -> None:
+    other = BoxKey.from_secret(bytes(32))
+    with seeded(7):
+        sealed, signature = seal_bytes(b"plain", READER.public), SIGNER.sign(Kind.WELCOME, b"said")
+        with pytest.raises(Forged):
+            open_bytes(sealed[:-1] + bytes([sealed[-1] ^ 1]), READER)
+        with pytest.raises(Forged):
+            open_bytes(sealed, other)
+        for kind, message in ((Kind.WELCOME, b"sad"), (Kind.MANIFEST, b"said")):
+            with pytest.raises(Forged):
+                verify(kind, SIGNER.public, message, signature)
