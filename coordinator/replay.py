@@ -20,7 +20,7 @@ from coordinator.entries import Turned, decode_entry
 from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
 from coordinator.keystore import Identity, KeyStore, load_identity
-from coordinator.ledger import FOLDER
+from coordinator.recovery import FOLDER
 from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store
 from schemas.envelope import Envelope

@@ -152,16 +152,12 @@ def export(
 ) -> None:
     """Write a version to a safetensors file."""
     from broker.system import system_ports
-    from coordinator import exporting, ledger
-    from coordinator.cli.state import open_journal
+    from coordinator import exporting
+    from coordinator.cli.state import read_state
 
     if out.is_dir():
         raise UsageFault(f"{out} is a folder; name the file to write, such as {out / job}.safetensors")
-    journal = open_journal(directory)
-    try:
-        known, found = exporting.find_version(ledger.recover(journal).state, job, version)
-    finally:
-        journal.close()
+    known, found = exporting.find_version(read_state(directory), job, version)
     size_bytes = exporting.export(system_ports(), directory, known, found, out)
     if as_json:
         digest = found.model.hex()

@@ -10,7 +10,7 @@ from typing import Any
 
 from broker.journal import Journal
 from broker.ports import Ports
-from coordinator import ledger, views
+from coordinator import recovery, views
 from coordinator.apply import apply
 from coordinator.cli.output import Failed
 from coordinator.control import CommandFailed
@@ -96,7 +96,7 @@ def gather(
     `coordinator.keystore.KeysMissing`, OSError."""
     identity = load_identity(ports.files, directory)
     store = Store(ports.files, directory, identity, KeyStore(ports.files, directory, ports.entropy))
-    journal = Journal.open(ports.files, directory / ledger.FOLDER, identity.federation, read_only=True)
+    journal = Journal.open(ports.files, directory / recovery.FOLDER, identity.federation, read_only=True)
     try:
         state, known = _read(journal, name)
         if name not in state.jobs:
