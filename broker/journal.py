@@ -1,7 +1,6 @@
 """The one append-only log: opaque entries, group commit, checksums, a hash chain.
 
-`broker.journal_file` describes its files, and what a crash may do to them; `broker.journal_segments` reads
-and writes them.
+`broker.journal_file` has the format, and what a crash may do to it; `broker.journal_segments` the files.
 """
 
 from __future__ import annotations
@@ -122,6 +121,16 @@ class Journal:
     def path(self) -> Path:
         """The file that is written to."""
         return self._segments.tail.segment.path
+
+    @property
+    def end(self) -> int:
+        """Where the last durable frame ends in `path`, in bytes."""
+        return self._segments.tail.end
+
+    @property
+    def segments(self) -> Sequence[Path]:
+        """The files, oldest first."""
+        return [segment.path for segment in self._segments.all]
 
     @property
     def since(self) -> Mark | None:

@@ -55,23 +55,34 @@ class Snapshots:
         self._files.make_dir(self._folder)
         header = _HEADER.pack(_MAGIC, _VERSION, self._federation, mark.index, mark.head)
         data = header + image
-        write_atomic(self._files, self._folder / f"{mark.index:012d}.fbs", data + sha256(data).digest())
+        write_atomic(self._files, self.path(mark.index), data + sha256(data).digest())
         kept = self._names()[-KEPT:]
         for name in self._files.names(self._folder):
             if name not in kept and _NAME.match(name):  # drafts that a crash left, too
                 self._files.remove(self._folder / name)
 
     def read(self) -> list[Snapshot]:
-        """Those that are whole, the newest first."""
-        found = []
+        """Those that are whole, the newest first; the others are told in the log."""
+        found, broken = self.look()
+        for path, text in broken:
+            log.warning("snapshot %s is passed over: %s", path, text)
+        return found
+
+    def look(self) -> tuple[list[Snapshot], list[tuple[Path, str]]]:
+        """Those that are whole, the newest first, and those that are not, with the reason."""
+        found, broken = [], []
         for name in reversed(self._names()):
             path = self._folder / name
             with suppress(FileNotFoundError):  # a coordinator beside us removed it
                 try:
                     found.append(self._decoded(self._files.read(path)))
                 except ValueError as error:
-                    log.warning("snapshot %s is passed over: %s", path, error)
-        return found
+                    broken.append((path, str(error)))
+        return found, broken
+
+    def path(self, index: int) -> Path:
+        """The snapshot as of the entry ``index``."""
+        return self._folder / f"{index:012d}.fbs"
 
     def _decoded(self, data: bytes) -> Snapshot:
         """Raises ValueError."""
