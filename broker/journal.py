@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 from broker.journal_file import (
-    FEDERATION_BYTES,
     FRAME_BYTES_MAX,
     FRAME_ENTRIES_MAX,
     JournalDamaged,
     JournalError,
     JournalForeign,
+    JournalMissing,
 )
+from broker.journal_open import open_segments
 from broker.journal_segments import SEGMENT_BYTES, Mark, Segments, Tail
 from broker.ports import Files, Offload
 from broker.room import disk_full
@@ -39,10 +40,6 @@ __all__ = [
 ENTRY_BYTES_MAX = FRAME_BYTES_MAX
 PENDING_BYTES_MAX = 64 << 20
 PENDING_ENTRIES_MAX = 64 << 10
-
-
-class JournalMissing(JournalError):
-    """There is no journal to read."""
 
 
 class JournalStopped(JournalError):
@@ -89,20 +86,9 @@ class Journal:
         true one and behind: see `since`. A segment of ``segment_bytes`` is followed by the next.
         Raises `JournalDamaged`, `JournalForeign`, `JournalMissing` (``read_only``), OSError.
         """
-        if len(federation) != FEDERATION_BYTES:
-            raise ValueError(f"a federation id has {FEDERATION_BYTES} bytes, not {len(federation)}")
-        segments = Segments(files, directory, federation, segment_bytes)
-        if not len(segments):
-            if read_only:
-                raise JournalMissing(f"journal {directory}: not found; check the state directory")
-            segments.begin()
-        since = segments.check(marks)
-        try:
-            if not read_only:
-                segments.cut()
-        except BaseException:
-            segments.close()
-            raise
+        segments, since = open_segments(
+            files, directory, federation, read_only=read_only, marks=marks, segment_bytes=segment_bytes
+        )
         return cls(segments, since, read_only=read_only)
 
     def __init__(self, segments: Segments, since: Mark | None, *, read_only: bool) -> None:
@@ -126,6 +112,11 @@ class Journal:
     def end(self) -> int:
         """Where the last durable frame ends in `path`, in bytes."""
         return self._segments.tail.end
+
+    @property
+    def before(self) -> Mark:
+        """What the first entry that is there follows on: index 0, or a later entry, which was pruned."""
+        return Mark(self._segments.beginning.first - 1, self._segments.beginning.head)
 
     @property
     def segments(self) -> Sequence[Path]:

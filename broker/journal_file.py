@@ -53,6 +53,10 @@ class JournalError(Exception):
     """Something is wrong with a journal."""
 
 
+class JournalMissing(JournalError):
+    """There is no journal to read."""
+
+
 class JournalForeign(JournalError):
     """The journal belongs to another federation."""
 

@@ -33,6 +33,11 @@ SEGMENT_BYTES: Final = 64 << 20
 _NAME = re.compile(r"([0-9]{8})\.fbj")
 
 
+MISSING: Final = "segment: it is missing"
+BEGIN: Final = "begin"
+"""A copy of the header of the segment that the journal begins with, once earlier ones were pruned."""
+
+
 def segment_name(number: int) -> str:
     """Of the file, from 1."""
     return f"{number:08d}.fbj"
@@ -87,6 +92,8 @@ class Segments:
         self._directory = directory
         self._federation = federation
         self._bytes_max = bytes_max
+        begin = directory / BEGIN
+        self.beginning = self._header(begin) if files.exists(begin) else Header(1, 1, genesis(federation))
         self._segments = [Segment(path, self._header(path)) for path in self._paths()]
         self._begun: Tail | None = None  # a new segment that has no frame yet
         self.tail: Tail
@@ -100,10 +107,10 @@ class Segments:
         """The segments, oldest first."""
         return self._segments
 
-    def begin(self) -> None:
+    def create(self) -> None:
         """Make the first segment."""
         self._files.make_dir(self._directory)
-        self._segments = [self._new(Header(1, 1, genesis(self._federation)))]
+        self._segments = [self._new(self.beginning)]
 
     def check(self, marks: Sequence[Mark]) -> Mark | None:
         """Find the end, checking the chain up to it; to be called once, before anything below.
@@ -115,7 +122,7 @@ class Segments:
         file = self._files.open(self._segments[-1].path)
         try:
             for mark in marks:
-                begin = self._from(mark.index)
+                begin = self._from(mark.index + 1)
                 if begin and self._check_from(begin, file, mark):
                     return mark
             self._check_from(self._segments, file, None)
@@ -126,8 +133,9 @@ class Segments:
 
     def _check_from(self, segments: Sequence[Segment], file: File, mark: Mark | None) -> bool:
         """Set the tail; whether ``mark`` is true. ``file`` is the last segment."""
-        size, found = file.size(), False
+        size = file.size()
         head, count = segments[0].header.head, segments[0].header.first - 1
+        found = mark == Mark(count, head)
         last, end = segments[-1], HEADER_BYTES
         for place in self._chain(segments, size):
             head, count = place.frame.head, place.last
@@ -214,9 +222,9 @@ class Segments:
             self._begun.file.close()
 
     def _paths(self) -> list[Path]:
-        return [
-            self._directory / name for name in self._files.names(self._directory) if _NAME.fullmatch(name)
-        ]
+        """Those that count: what lies before the beginning was left by a crash of `broker.journal_prune`."""
+        names = [name for name in self._files.names(self._directory) if _NAME.fullmatch(name)]
+        return [self._directory / name for name in names if int(name[:8]) >= self.beginning.number]
 
     def _header(self, path: Path) -> Header:
         file = self._files.open(path)
@@ -227,14 +235,16 @@ class Segments:
 
     def _check_headers(self) -> None:
         """Every segment is there, once, in its place."""
-        for number, segment in enumerate(self._segments, 1):
+        if not self._segments:
+            raise JournalDamaged(self._directory / segment_name(self.beginning.number), 0, MISSING)
+        for number, segment in enumerate(self._segments, self.beginning.number):
             path, header = segment.path, segment.header
             if path.name != segment_name(number):
-                raise JournalDamaged(path.with_name(segment_name(number)), 0, "segment: it is missing")
+                raise JournalDamaged(path.with_name(segment_name(number)), 0, MISSING)
             if header.number != number:
                 raise JournalDamaged(path, 0, f"number of the segment: {header.number}")
         first = self._segments[0]
-        if first.header != Header(1, 1, genesis(self._federation)):
+        if first.header != self.beginning:
             raise JournalDamaged(first.path, 0, "beginning of the chain")
 
 

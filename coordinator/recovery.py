@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from broker.journal import Journal
+from broker.journal import Journal, JournalError
+from broker.journal_segments import SEGMENT_BYTES
 from broker.ports import Files
 from coordinator.apply import apply
 from coordinator.entries import Turned, decode_entry
@@ -41,7 +42,14 @@ def open_recovered(
     """
     snapshots = Snapshots(files, directory, federation).read()
     marks = [snapshot.mark for snapshot in snapshots]
-    journal = Journal.open(files, directory / FOLDER, federation, read_only=read_only, marks=marks)
+    journal = Journal.open(
+        files,
+        directory / FOLDER,
+        federation,
+        read_only=read_only,
+        marks=marks,
+        segment_bytes=SEGMENT_BYTES,
+    )
     try:
         base = None
         for snapshot in snapshots:
@@ -52,7 +60,33 @@ def open_recovered(
             log.warning(
                 "the snapshot of %s is passed over: the journal has another history (%s)", directory, at
             )
+        _require_base(directory, journal, base)
         return journal, recover(journal, base)
     except BaseException:
         journal.close()
         raise
+
+
+def open_whole(files: Files, directory: Path, federation: bytes) -> tuple[Journal, Snapshot | None]:
+    """All of the journal that is there, checked, for reading; and what it follows on, if it was pruned.
+
+    Raises `broker.journal.JournalError`.
+    """
+    journal = Journal.open(files, directory / FOLDER, federation, read_only=True)
+    try:
+        base = Snapshots(files, directory, federation).base() if journal.before.index else None
+        _require_base(directory, journal, base)
+    except BaseException:
+        journal.close()
+        raise
+    return journal, base
+
+
+def _require_base(directory: Path, journal: Journal, base: Snapshot | None) -> None:
+    """Raises `JournalError` if entries were pruned that ``base`` does not stand for."""
+    before = journal.before.index
+    if before and (base is None or base.mark.index < before):
+        raise JournalError(
+            f"journal {journal.path.parent}: begins with entry {before + 1}, and no snapshot holds the state "
+            f"before it; restore {directory} from a backup"
+        )

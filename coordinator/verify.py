@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -14,9 +15,9 @@ from coordinator.apply import apply
 from coordinator.entries import Message, Sent, Turned, decode_entry
 from coordinator.facts import Joined
 from coordinator.fold import read_envelope, stored_name
-from coordinator.image import Recovered, encode_image
+from coordinator.image import Recovered, decode_image, encode_image
 from coordinator.recovery import FOLDER
-from coordinator.snapshots import Snapshot, Snapshots
+from coordinator.snapshots import BASE, Snapshot, Snapshots
 from coordinator.state import State
 from schemas.codec import unpack
 from schemas.envelope import Envelope, Header, chunk_digests
@@ -59,6 +60,7 @@ class _Log:
     """What the log says of other files."""
 
     recovered: Recovered
+    base: int = 0  # the entry that the state was known as of, in a pruned journal
     bodies: dict[str, str] = field(default_factory=dict)  # name → which entry
     signers: dict[bytes, bytes] = field(default_factory=dict)  # by id, every key that ever joined
 
@@ -76,7 +78,9 @@ def verify(files: Files, directory: Path, federation: bytes, durable: int | None
     here = bodies.names()
     found.damage += [Damage(path, 0, f"snapshot ({text})") for path, text in broken]
     try:
-        _journal(files, directory, federation, log, found, {one.mark.index: one for one in whole}, durable)
+        _journal(
+            Journal.open(files, directory / FOLDER, federation, read_only=True), log, found, whole, durable
+        )
     except JournalDamaged as error:
         found.damage.append(Damage(error.path, error.offset, error.what))
         return found  # nothing can be said of what the rest of it names
@@ -85,36 +89,55 @@ def verify(files: Files, directory: Path, federation: bytes, durable: int | None
 
 
 def _journal(
-    files: Files,
-    directory: Path,
-    federation: bytes,
-    log: _Log,
-    found: Verified,
-    images: dict[int, Snapshot],
-    durable: int | None,
+    journal: Journal, log: _Log, found: Verified, snapshots: list[Snapshot], durable: int | None
 ) -> None:
-    """Every frame and entry, and the snapshots ``images`` by their index."""
-    snapshots = Snapshots(files, directory, federation)
-    journal = Journal.open(files, directory / FOLDER, federation, read_only=True)
+    """Every frame and entry, and the snapshots."""
     try:
         found.segments = len(journal.segments)
         if journal.cut_bytes if durable is None else journal.count < durable:
             found.damage.append(Damage(journal.path, journal.end, TORN))
+        begun = _begin(journal, log, snapshots)
+        found.damage += begun
+        places = defaultdict[int, list[Snapshot]](list)
+        for snapshot in snapshots:
+            places[snapshot.mark.index].append(snapshot)
         for entry in journal.entries():
-            found.damage += _entry(log, entry)
+            found.damage += _entry(log, entry, known=bool(begun) or entry.index <= log.base)
             found.entries, found.head = entry.index, entry.head
-            if entry.index in images:
-                found.damage += _snapshot(snapshots, images.pop(entry.index), entry, log.recovered)
+            for snapshot in places.pop(entry.index, []):
+                found.damage += _snapshot(snapshot, entry, None if begun else log)
                 found.snapshots += 1
     finally:
         journal.close()
-    ahead = "index: the journal has no such entry"
-    found.damage += [Damage(snapshots.path(index), 0, ahead) for index in images]
+    before = places.pop(journal.before.index, []) if journal.before.index else []
+    found.snapshots += len(before)
+    wrong = [one for one in before if one.mark != journal.before] + [
+        one for left in places.values() for one in left
+    ]
+    found.damage += [Damage(one.path, 0, "index and head: the journal has no such entry") for one in wrong]
 
 
-def _entry(log: _Log, found: Entry) -> list[Damage]:
+def _begin(journal: Journal, log: _Log, snapshots: list[Snapshot]) -> list[Damage]:
+    """What a pruned journal follows on."""
+    if not journal.before.index:
+        return []
+    base = next((one for one in snapshots if one.path.name == BASE), None)
+    if base is None or base.mark.index < journal.before.index:
+        what = f"base: no snapshot holds the state before entry {journal.before.index + 1}"
+        return [Damage(journal.segments[0], 0, what)]
+    log.recovered, log.base = decode_image(encode_image(base.recovered)), base.mark.index
+    log.signers |= {key_id(one.signing): one.signing for one in log.recovered.state.devices.values()}
+    return []
+
+
+def _entry(log: _Log, found: Entry, *, known: bool) -> list[Damage]:
+    """An entry; if its effect is ``known``, or cannot be known, its facts are not applied."""
     try:
         entry = decode_entry(found.data)
+        if isinstance(entry, Turned):
+            _note(log, entry, found.index)
+        if known:
+            return []
         recovered = log.recovered
         recovered.run_s = max(recovered.run_s, entry.at.run_s)
         if isinstance(entry, Sent):
@@ -122,26 +145,27 @@ def _entry(log: _Log, found: Entry) -> list[Damage]:
         recovered.turns += 1
         for fact in entry.facts:
             apply(recovered.state, fact, entry.at.run_s)
-            if isinstance(fact, Joined):
-                log.signers[key_id(fact.signing)] = fact.signing
-        _note_body(log, entry, found.index)
     except (WireError, LookupError) as error:
         return [Damage(found.path, found.offset, f"entry {found.index} ({error})")]
     return []
 
 
-def _note_body(log: _Log, entry: Turned, index: int) -> None:
+def _note(log: _Log, entry: Turned, index: int) -> None:
+    for fact in entry.facts:
+        if isinstance(fact, Joined):
+            log.signers[key_id(fact.signing)] = fact.signing
     if isinstance(entry.input, Message) and not entry.input.body:
         header = unpack(entry.input.header, Header)
         log.bodies[stored_name(header.clear.recipient, header.seal.body)] = f"entry {index}"
 
 
-def _snapshot(snapshots: Snapshots, found: Snapshot, entry: Entry, recovered: Recovered) -> list[Damage]:
-    path = snapshots.path(found.mark.index)
+def _snapshot(found: Snapshot, entry: Entry, log: _Log | None) -> list[Damage]:
     if found.mark.head != entry.head:
-        return [Damage(path, 0, f"head: entry {entry.index} of the journal has another")]
-    if encode_image(found.recovered) != encode_image(recovered):
-        return [Damage(path, 0, f"state: the facts up to entry {entry.index} give another")]
+        return [Damage(found.path, 0, f"head: entry {entry.index} of the journal has another")]
+    if log is None or entry.index < log.base:
+        return []
+    if encode_image(found.recovered) != encode_image(log.recovered):
+        return [Damage(found.path, 0, f"state: the facts up to entry {entry.index} give another")]
     return []
 
 
@@ -172,6 +196,8 @@ def _body(file: File, name: str, log: _Log) -> tuple[int, str] | None:
         return 0, "name: the update in it has another"
     signer = log.signers.get(envelope.clear.sender)
     try:
+        if signer is None and log.base:
+            return _chunks(file, envelope, at)  # who joined anew had another key, which was pruned
         if signer is None:
             return 0, "sender: no device of this federation has this key"
         envelope.check_signature(signer)

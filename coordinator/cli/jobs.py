@@ -66,7 +66,7 @@ def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson
     """Show one job: state, rounds, and what it waits for."""
     from coordinator import views
     from coordinator.cli import show as showing
-    from coordinator.cli.state import open_journal
+    from coordinator.cli.state import open_journal, read_state
 
     view = _job_view(directory, job)
     journal = open_journal(directory)
@@ -76,6 +76,8 @@ def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson
         spec = showing.specification(journal, job)
     finally:
         journal.close()
+    if spec is None:  # its submission was pruned
+        spec = read_state(directory).jobs[job].spec
     if as_json:
         print_json(view)
     else:

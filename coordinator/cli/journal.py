@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from coordinator.explain import Reader
 
 LAST_DEFAULT = 50
+MIB = 1 << 20
 DAMAGE_SHOWN = 10
 COLUMNS = ("index", "time", "from", "to", "what", "job", "round", "bytes")
 
@@ -65,9 +66,9 @@ def show(
     from coordinator.explain import explain, sentences
 
     with _reading(directory) as (log, reader):
-        view, count = explain(reader, log, index), log.count
+        view, first, count = explain(reader, log, index), log.before.index + 1, log.count
     if view is None:
-        raise Failed(f"there is no entry {index}: the journal of {directory} has {count}")
+        raise Failed(f"there is no entry {index}: the journal of {directory} has {first} to {count}")
     if as_json:
         print_json(view)
         return
@@ -121,19 +122,54 @@ def verify(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) ->
         raise Failed(f"{shown}{f'; {more} more' if more > 0 else ''}; restore {directory} from a backup")
 
 
+@journal.command()
+def prune(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
+    """Remove the oldest segments and bodies that nothing needs any more.
+
+    The last 20 versions stay verifiable, of all jobs together and of each that has not ended.
+    """
+    from broker.system import system_ports
+    from coordinator.cli.state import require_state_directory
+    from coordinator.prune import prune as prune_log
+
+    require_state_directory(directory)
+    done = prune_log(system_ports(), directory)
+    if as_json:
+        print_json(
+            {
+                "first_entry": done.first,
+                "segments": done.segments,
+                "bodies": done.bodies,
+                "freed_bytes": done.freed_bytes,
+            }
+        )
+    elif done.segments:
+        print_lines(
+            f"removed {done.segments} segments and {done.bodies} bodies, {done.freed_bytes / MIB:.1f} MiB; "
+            f"the journal begins with entry {done.first}"
+        )
+    else:
+        print_lines(f"nothing to remove: the journal begins with entry {done.first}")
+
+
 @contextmanager
 def _reading(directory: Path) -> Iterator[tuple[Journal, Reader]]:
     """The log, beside a coordinator that writes or without one."""
     from broker.bodies import Bodies
     from broker.system import system_ports
-    from coordinator.cli.state import open_journal
+    from coordinator.cli.state import require_state_directory
     from coordinator.explain import Reader
     from coordinator.keystore import load_identity
+    from coordinator.recovery import open_whole
+    from coordinator.state import State
 
-    log = open_journal(directory)
+    require_state_directory(directory)
+    files = system_ports().files
+    identity = load_identity(files, directory)
+    log, base = open_whole(files, directory, identity.federation)
     try:
-        files = system_ports().files
-        yield log, Reader(load_identity(files, directory), Bodies(files, directory / "bodies"))
+        state = base.recovered.state if base else State()
+        yield log, Reader(identity, Bodies(files, directory / "bodies"), state)
     finally:
         log.close()
 

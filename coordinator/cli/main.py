@@ -207,7 +207,11 @@ def replay(
     else:
         for name, versions in result["jobs"].items():
             equal = sum(version["equal"] for version in versions)
-            print(f"job {name}: {len(versions)} versions computed again from the log, {equal} digests equal")
+            pruned = result["pruned"][name]
+            print(
+                f"job {name}: {len(versions)} versions computed again from the log, {equal} digests equal"
+                + (f"; versions 0 to {pruned - 1} were pruned" if pruned else "")
+            )
     if not result["equal"]:
         first = result["difference"]
         cause = "; ".join(first["problems"]) or "the bits differ"

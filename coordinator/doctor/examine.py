@@ -187,7 +187,7 @@ def _journal(directory: Path, identity: Identity, ports: Ports) -> tuple[Finding
         return Finding("journal", Level.FAULT, str(error), change), 0.0
     last = b""
     try:
-        for entry in journal.entries():
+        for entry in journal.entries(journal.count - 1):
             last = entry.data
         newest_wall_s = decode_entry(last).at.wall_s if last else 0.0
     except (JournalError, WireError, OSError) as error:

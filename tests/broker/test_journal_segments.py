@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.journal import Journal, JournalDamaged, Mark
-from broker.journal_file import HEADER_BYTES, Header, encode_header
+from broker.journal_file import HEADER_BYTES, Header, encode_header, genesis
+from broker.journal_prune import Prunable
 from tests.sim.journals import FEDERATION, GROUPS, HERE, Groups, found, open_journal, overwrite, raw, write
 from tests.sim.machine import SimFiles
 
@@ -200,6 +201,27 @@ def test_damage_before_a_marks_segment_is_left_to_the_full_check() -> None:
     overwrite(files, bytes(head))
     with pytest.raises(JournalDamaged, match=r"00000001.fbj.* file header"):
         Journal.open(files, HERE, FEDERATION, marks=[marks[3]])
+
+
+@pytest.mark.parametrize("index", range(1, 7))
+def test_a_journal_that_was_pruned_begins_later_and_goes_on(index: int) -> None:
+    files, marks = written(LETTERS)
+    prunable = Prunable(files, HERE, FEDERATION)
+    assert prunable.begins_later(index) == (index > 2)
+    prunable.begin_at(index)
+    with_leftovers = open_journal(files)
+    with_leftovers.close()
+    prunable.remove()
+    before = [Mark(0, genesis(FEDERATION)), *marks][index - 1]
+    journal = open_journal(files, marks=[before], segment_bytes=SMALL)
+    assert journal.since == before, "also when its frame is the last that was removed"
+    assert journal.before.index < index
+    assert (journal.count, journal.before.index) == (with_leftovers.count, with_leftovers.before.index)
+    assert [entry.index for entry in journal.entries(index - 1)] == list(range(index, 7))
+    journal.close()
+    write(files, [[b"g"]], segment_bytes=SMALL)
+    assert found(files)[-2:] == [b"f", b"g"]
+    assert open_journal(files, read_only=True).count == 7
 
 
 def test_a_frame_of_another_history_behind_a_segment_is_refused() -> None:

@@ -121,7 +121,7 @@ class Drive:
         recover_entry(self.recovered, self.log[-1])
         assert self.recovered == self.state
         image = encode_image(Recovered(self.recovered))
-        assert image == encode_image(Recovered(self.state)), "in the same order, too"
+        assert image == encode_image(decode_image(encode_image(Recovered(self.state)))), "in order, too"
         self.recovered = decode_image(image).state
         self.facts += turn.facts
         self.pending += [effect for effect in turn.effects if isinstance(effect, Work)]

@@ -155,8 +155,9 @@ def test_show_says_why_an_update_was_rejected(home: Path, capsys: Capsys) -> Non
     assert "reason norm: 264.575" in text
 
 
-def test_every_entry_can_be_shown(home: Path, capsys: Capsys) -> None:
-    for line in listed(capsys, home, "--last", "0"):
+def test_entries_of_every_kind_can_be_shown(home: Path, capsys: Capsys) -> None:
+    kinds = {(line["what"], line["from"]): line for line in listed(capsys, home, "--last", "0")}
+    for line in kinds.values():
         assert f"{line['from']} → {line['to']}: {line['what']}" in run(
             capsys, home, "show", str(line["index"])
         )
@@ -212,6 +213,14 @@ def test_what_was_cut_added_or_lost_is_found_and_named(home: Path) -> None:
             assert lost.file == path
             assert "names it, and it is missing" in lost.what
             path.write_bytes(whole)
+
+
+def test_prune_on_a_young_journal_removes_nothing_and_says_so(home: Path, capsys: Capsys) -> None:
+    before = {path: path.read_bytes() for path in kept_files(home)}
+    assert "nothing to remove: the journal begins with entry 1" in run(capsys, home, "prune")
+    nothing = {"first_entry": 1, "segments": 0, "bodies": 0, "freed_bytes": 0}
+    assert json.loads(run(capsys, home, "prune", "--json")) == nothing
+    assert {path: path.read_bytes() for path in kept_files(home)} == before
 
 
 def test_damage_is_status_1_with_file_and_offset_for_people_and_programs(home: Path, capsys: Capsys) -> None:
