@@ -25,6 +25,7 @@ from coordinator.turn import Turn
 
 log = structlog.get_logger()
 FLUSH_S = 1.0  # how long what is not urgent may wait for its sync
+SNAPSHOT_PARTS = 4  # a snapshot is worth its bytes when the log grew by this part of them since the last one
 Perform = Callable[[Effect, Mark], Awaitable[None]]
 
 
@@ -38,6 +39,7 @@ class Ledger:
         self._snapshots = snapshots
         self._image: tuple[asyncio.Future[Mark], bytes] | None = None  # the newest that is not written yet
         self._imaged = asyncio.Event()
+        self._image_bytes = self._grown_bytes = 0
         self._clock = clock
         self._run_from_s = recovered.run_s - clock.monotonic_s()
         self._decided: asyncio.Queue[tuple[asyncio.Future[Mark] | None, list[Effect]]] = asyncio.Queue()
@@ -70,16 +72,27 @@ class Ledger:
             recorded: Turned = Turned(at=moment, behaviour=BEHAVIOUR, input=message, facts=turn.facts)
         else:
             recorded = Turned(at=moment, behaviour=BEHAVIOUR, input=input_, facts=turn.facts)
-        done = self.journal.append(encode_entry(recorded), urgent=urgent)
+        done = self._append(encode_entry(recorded), urgent=urgent)
         self._turns += 1
         if any(isinstance(fact, VersionCommitted) for fact in turn.facts):
-            self._image = done, encode_image(Recovered(self.state, moment.run_s, self._turns))
-            self._imaged.set()
+            self._take_image(done, moment)
         self._decided.put_nowait((done, turn.effects))
         if log.is_enabled_for(logging.INFO):
             for fact in turn.facts:
                 self._say(fact)
         return done
+
+    def _append(self, data: bytes, *, urgent: bool) -> asyncio.Future[Mark]:
+        self._grown_bytes += len(data)
+        return self.journal.append(data, urgent=urgent)
+
+    def _take_image(self, done: asyncio.Future[Mark], moment: Moment) -> None:
+        """Of the state after the turn whose entry is ``done`` when it is durable. With a thousand devices it
+        has megabytes, and is not made for every round."""
+        if self._grown_bytes * SNAPSHOT_PARTS >= self._image_bytes:
+            image = encode_image(Recovered(self.state, moment.run_s, self._turns))
+            self._image, self._image_bytes, self._grown_bytes = (done, image), len(image), 0
+            self._imaged.set()
 
     def _say(self, fact: AnyFact) -> None:
         """A line for people, with job, round, device and request where the fact has them."""
@@ -118,7 +131,7 @@ class Ledger:
     def sent(self, device: str, header: bytes, inner: bytes) -> None:
         """Record a message to a device; nothing waits for it, so it costs no sync of its own."""
         entry = Sent(at=self.now(), device=device, header=header, inner=inner)
-        self.journal.append(encode_entry(entry), urgent=False).add_done_callback(_retrieve)
+        self._append(encode_entry(entry), urgent=False).add_done_callback(_retrieve)
 
     async def run(self, offload: Offload, perform: Perform) -> None:
         """Make decisions durable and act on them, in order, until cancelled.

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from broker.journal import Journal, JournalDamaged, Mark
 from broker.journal_file import HEADER_BYTES
+from coordinator import ledger
 from coordinator import snapshots as module
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import VersionCommitted
@@ -17,11 +19,14 @@ from coordinator.image import Recovered, encode_image
 from coordinator.keystore import load_identity
 from coordinator.recovery import FOLDER, open_recovered, recover
 from coordinator.snapshots import Snapshot, Snapshots
+from schemas import events as e
 from tests.coordinator.drive import Drive, job_spec
 from tests.sim.federation import Outcome
 from tests.sim.federation import run as play
 from tests.sim.journals import FEDERATION, committing
-from tests.sim.machine import SimFiles
+from tests.sim.machine import SimFiles, sim_ports
+from tests.sim.virtual_loop import run
+from tests.standin import federation, spec
 
 HOME = Path("/state")
 SEGMENT = HEADER_BYTES + 1_500
@@ -115,6 +120,26 @@ def test_every_snapshot_plus_the_facts_behind_it_gives_the_whole_state(
     for seed in (3, 4):
         outcome = play(seed)
         compare(outcome)
+
+
+def test_a_snapshot_is_made_when_the_log_has_grown_enough_to_be_worth_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 1_000)
+    monkeypatch.setattr(ledger, "SNAPSHOT_PARTS", 0)  # never enough, but for the first
+
+    async def commit_three() -> None:
+        async with federation(HOME, ports, 10) as fed:
+            device = await fed.device("press-07")
+            await fed.command("submit", spec=spec(rounds=2))
+            for _ in range(2):
+                await device.answer(await device.next(e.TrainingRequest), np.zeros(10, np.float32))
+            await fed.until(lambda: len(fed.job("job").versions) == 3)
+            await fed.until(lambda: bool(ports.files.names(HOME / module.FOLDER)))
+
+    ports = sim_ports()
+    run(commit_three)
+    assert len(ports.files.names(HOME / module.FOLDER)) == 1
 
 
 def compare(outcome: Outcome) -> None:
