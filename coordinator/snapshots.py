@@ -56,9 +56,11 @@ class Snapshots:
         self._federation = federation
 
     def put(self, mark: Mark, image: bytes) -> None:
-        """Keep the state as of ``mark``, which is durable in the log; all but the `KEPT` newest go."""
-        self._write(f"{mark.index:012d}.fbs", mark, image)
-        kept = self._names()[-KEPT:]
+        """Keep the state as of ``mark``, which is durable in the log. All but the `KEPT` newest go, and those
+        that are newer yet: they are of another history."""
+        newest = f"{mark.index:012d}.fbs"
+        self._write(newest, mark, image)
+        kept = [name for name in self._names() if name <= newest][-KEPT:]
         for name in self._files.names(self._folder):
             if name not in kept and _NAME.match(name):  # drafts that a crash left, too
                 self._files.remove(self._folder / name)

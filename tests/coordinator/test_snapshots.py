@@ -208,6 +208,16 @@ def test_a_snapshot_of_another_history_or_newer_than_the_log_is_passed_over(
     assert caplog.text.count("another history") == 2
 
 
+def test_snapshots_that_are_ahead_of_the_log_give_way_to_its_own() -> None:
+    files, marks = recorded()
+    folder, image = Snapshots(files, HOME, FEDERATION), encode_image(wholly(files))
+    for ahead in (1, 2):
+        folder.put(Mark(marks[-1].index + ahead, bytes(32)), image)
+    folder.put(marks[-1], image)
+    assert names(files) == [f"{marks[-1].index:012d}.fbs"]
+    assert opened(files)[0] == marks[-1]
+
+
 def test_a_snapshot_of_another_federation_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     files, marks = recorded()
     image = encode_image(Recovered(wholly(files).state, run_s=1e9))
