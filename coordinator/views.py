@@ -9,7 +9,13 @@ from typing import Any, Final
 
 from broker.journal import Journal
 from coordinator.entries import Turned, decode_entry
-from coordinator.facts import RequestDeclined, RequestsIssued, UpdateJudged, VersionCommitted
+from coordinator.facts import (
+    RequestDeclined,
+    RequestsIssued,
+    RoundOpened,
+    UpdateJudged,
+    VersionCommitted,
+)
 from coordinator.state import Job, State
 
 View = dict[str, Any]
@@ -79,9 +85,10 @@ def history(journal: Journal, name: str) -> list[View]:
     """A job's committed rounds, from its log: who reported what, and how long it took.
 
     ``overhead_s`` is from the publishing of the round's requests to the commit of its version, less the
-    slowest device's time inside the task's ``train``.
+    slowest device's time inside the task's ``train``. Rounds whose beginning was pruned are left out.
     """
     commits: list[tuple[VersionCommitted, float]] = []
+    opened: set[int] = set()
     rounds: dict[int, _Round] = {}
     round_of: dict[tuple[str, int], _Round] = {}  # by device and request
     for logged in journal.entries():
@@ -90,15 +97,17 @@ def history(journal: Journal, name: str) -> list[View]:
             if getattr(fact, "job", None) != name:
                 continue
             match fact:
-                case RequestsIssued():
+                case RoundOpened():
+                    opened.add(fact.round)
+                case RequestsIssued() if fact.round in opened:
                     round_ = rounds.setdefault(fact.round, _Round(entry.at.run_s))
                     round_of |= {(request.device, request.number): round_ for request in fact.requests}
                     round_.asked.update(request.device for request in fact.requests)
-                case RequestDeclined():
+                case RequestDeclined() if (fact.device, fact.request) in round_of:
                     round_of[fact.device, fact.request].declined[fact.device] = fact.reason
-                case UpdateJudged():
+                case UpdateJudged() if (fact.device, fact.request) in round_of:
                     round_of[fact.device, fact.request].reports.append(fact)
-                case VersionCommitted() if fact.round:
+                case VersionCommitted() if fact.round in rounds:
                     commits.append((fact, entry.at.run_s))
                 case _:
                     pass

@@ -21,17 +21,17 @@ COLUMNS: Final = ("round", "reports", "samples", "accuracy before", "seconds", "
 
 def troubles(journal: Journal, name: str) -> list[View]:
     """What did not become part of the model, oldest first: declined requests and rejected updates, each
-    with the round that it was asked in and the reason."""
+    with the round that it was asked in and the reason. Of requests that were pruned nothing is known."""
     rounds: dict[tuple[str, int], int] = {}
     found = []
     for fact in _facts(journal, name):
         match fact:
             case RequestsIssued():
                 rounds |= {(issued.device, issued.number): fact.round for issued in fact.requests}
-            case RequestDeclined():
+            case RequestDeclined() if (fact.device, fact.request) in rounds:
                 reason = f"{fact.reason}: {fact.text}"
                 found.append(_trouble(rounds[fact.device, fact.request], fact.device, "declined", reason))
-            case UpdateJudged(folded=False):
+            case UpdateJudged(folded=False) if (fact.device, fact.request) in rounds:
                 round_ = rounds[fact.device, fact.request]
                 found.append(_trouble(round_, fact.device, "rejected", fact.reason))
             case _:

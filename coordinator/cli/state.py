@@ -10,7 +10,7 @@ from typing import Any
 
 from broker.journal import Journal
 from broker.system import system_ports
-from coordinator import control, ledger
+from coordinator import control, recovery
 from coordinator.config import FILE, ConfigError
 from coordinator.keystore import load_identity
 from coordinator.state import State
@@ -29,12 +29,18 @@ def look(directory: Path, command: dict[str, Any], from_log: Callable[[State], A
     try:
         return ask(directory, command)
     except control.NotServing:
-        journal = open_journal(directory)
-        try:
-            # As it would have come over the socket: tuples are lists, names are strings.
-            return json.loads(json.dumps(from_log(ledger.recover(journal).state)))
-        finally:
-            journal.close()
+        # As it would have come over the socket: tuples are lists, names are strings.
+        return json.loads(json.dumps(from_log(read_state(directory))))
+
+
+def read_state(directory: Path) -> State:
+    """What the log says, beside a coordinator that writes. Raises `JournalError`, `KeysMissing`."""
+    require_state_directory(directory)
+    files = system_ports().files
+    identity = load_identity(files, directory)
+    journal, recovered = recovery.open_recovered(files, directory, identity.federation, read_only=True)
+    journal.close()
+    return recovered.state
 
 
 def open_journal(directory: Path) -> Journal:
@@ -42,7 +48,7 @@ def open_journal(directory: Path) -> Journal:
     require_state_directory(directory)
     files = system_ports().files
     identity = load_identity(files, directory)
-    return Journal.open(files, directory / ledger.FOLDER, identity.federation, read_only=True)
+    return Journal.open(files, directory / recovery.FOLDER, identity.federation, read_only=True)
 
 
 def require_state_directory(directory: Path) -> None:

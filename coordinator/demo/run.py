@@ -14,7 +14,7 @@ import msgspec
 
 from broker.journal import Journal
 from broker.ports import LockHeld, Ports, write_atomic
-from coordinator import control, exporting, ledger, views
+from coordinator import control, exporting, recovery, views
 from coordinator.cli.output import Failed
 from coordinator.config import LOCK, load_config
 from coordinator.demo import result
@@ -214,7 +214,7 @@ class Run:
     def _history(self) -> list[views.View]:
         files, directory = self._ports.files, self._directory
         federation = load_identity(files, directory).federation
-        journal = Journal.open(files, directory / ledger.FOLDER, federation, read_only=True)
+        journal = Journal.open(files, directory / recovery.FOLDER, federation, read_only=True)
         try:
             return views.history(journal, JOB)
         finally:

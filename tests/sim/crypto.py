@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from nacl import bindings
 
-from coordinator import entries, ledger, replay
+from coordinator import entries, recovery, replay
 
 _PUBLIC_AT = 32  # an Ed25519 secret key is its seed and its public key
 _NONCE_BYTES = 24
@@ -79,6 +79,6 @@ def seeded(seed: int) -> Iterator[None]:
         for name, function in ours.items():
             stack.enter_context(patch.object(bindings, name, function))
         decoded = lru_cache(maxsize=None)(entries.decode_entry)
-        for module in (entries, ledger, replay):
+        for module in (entries, recovery, replay):
             stack.enter_context(patch.object(module, "decode_entry", decoded))
         yield

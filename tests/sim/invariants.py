@@ -10,7 +10,7 @@ from broker.journal import Journal
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import AnyFact, RoundOpened, UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.keystore import load_identity
-from coordinator.ledger import FOLDER
+from coordinator.recovery import FOLDER
 from tests.sim.disk import SimFiles
 from tests.sim.federation import Outcome
 

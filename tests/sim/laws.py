@@ -10,7 +10,7 @@ from broker.journal import Journal
 from coordinator import entries
 from coordinator.app import Coordinator
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived
-from coordinator.ledger import FOLDER, recover
+from coordinator.recovery import FOLDER, open_recovered, recover
 from coordinator.replay import replay
 from coordinator.state import ENDED_JOB, OPEN_REQUEST, Request, RequestState, State
 from edge_agent.ledger import REQUESTS_DIR
@@ -51,6 +51,8 @@ async def _as_recovered(world: Fleet, serving: Coordinator) -> tuple[Journal, li
         journal = Journal.open(files, world.home / FOLDER, world.federation, read_only=True)
         recovered = recover(journal).state
         if recovered == serving.ledger.state:
+            _, by_snapshot = open_recovered(files, world.home, world.federation, read_only=True)
+            assert by_snapshot.state == recovered, "a snapshot tells another state than the log"
             log = [entries.decode_entry(logged.data) for logged in journal.entries()]
             turns = [entry for entry in log if isinstance(entry, entries.Turned)]
             return journal, [fact for turn in turns for fact in turn.facts]
