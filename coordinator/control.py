@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,25 @@ class CommandFailed(Exception):
     """The coordinator refused the command; the text is for the operator."""
 
 
-def socket_path(directory: Path) -> Path:
-    """Short enough to bind: through the working directory if that is shorter."""
+@contextmanager
+def _socket_path(directory: Path) -> Iterator[Path]:
+    """Short enough to bind: through the opened directory if the name itself is too long (unix(7))."""
     path = directory / SOCKET
-    relative = Path(os.path.relpath(path))
-    return min(path, relative, key=lambda candidate: len(os.fsencode(candidate)))
+    if len(os.fsencode(path)) <= PATH_BYTES_MAX:
+        yield path
+        return
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        through = Path("/proc/self/fd", str(opened))
+        if not through.exists():
+            raise OSError(f"{path}: too long a name for a Unix socket; use a shorter state directory")
+        yield through / SOCKET
+    finally:
+        os.close(opened)
 
 
 async def serve(directory: Path, handle: Handle) -> None:
     """Answer commands until cancelled. ``handle`` raises CommandFailed to refuse one."""
-    path = socket_path(directory)
-    if len(os.fsencode(path)) > PATH_BYTES_MAX:
-        raise OSError(f"{path}: too long a name for a Unix socket; use a shorter state directory")
-    path.unlink(missing_ok=True)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -55,16 +62,18 @@ async def serve(directory: Path, handle: Handle) -> None:
         finally:
             writer.close()
 
-    previous = os.umask(0o177)
-    try:
-        server = await asyncio.start_unix_server(answer, path, limit=LINE_BYTES_MAX)
-    finally:
-        os.umask(previous)
-    async with server:
+    with _socket_path(directory) as path:
+        path.unlink(missing_ok=True)
+        previous = os.umask(0o177)
         try:
-            await server.serve_forever()
+            server = await asyncio.start_unix_server(answer, path, limit=LINE_BYTES_MAX)
         finally:
-            path.unlink(missing_ok=True)
+            os.umask(previous)
+        async with server:
+            try:
+                await server.serve_forever()
+            finally:
+                path.unlink(missing_ok=True)
 
 
 async def _reply(line: bytes, handle: Handle) -> bytes:
@@ -82,7 +91,8 @@ async def _reply(line: bytes, handle: Handle) -> bytes:
 async def call(directory: Path, command: dict[str, Any]) -> Any:
     """Ask the coordinator that serves ``directory``. Raises `NotServing` or `CommandFailed`."""
     try:
-        reader, writer = await asyncio.open_unix_connection(socket_path(directory), limit=LINE_BYTES_MAX)
+        with _socket_path(directory) as path:
+            reader, writer = await asyncio.open_unix_connection(path, limit=LINE_BYTES_MAX)
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise NotServing(
             f"no coordinator serves {directory}; start it with `fedbus-coordinator serve --dir {directory}`"
