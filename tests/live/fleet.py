@@ -39,17 +39,11 @@ class Fleet:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.call(COORDINATOR, "init", "--dir", str(self.home))
+        self.found()
         self.serve()
         data = make_digits(self.directory, len(self.devices), self._alpha, 0)
         for device, path in zip(self.devices, data.train, strict=True):
-            token = json.loads(self.call(COORDINATOR, "invite", device, "--dir", str(self.home), "--json"))[
-                "token"
-            ]
-            self.call(AGENT, "enroll", token, "--dir", str(self.agent_dir(device)))
-            (self.agent_dir(device) / "agent.toml").write_text(
-                f'{self._agent_toml}\n[policy]\ntasks = ["vision"]\n[data]\nvision = "{path}"\n'
-            )
+            self.enrol(device, path)
         return self
 
     def __exit__(
@@ -64,6 +58,30 @@ class Fleet:
             self.serve()
         for name in names:
             self.stop(name)
+
+    def found(self) -> None:
+        """Make the federation."""
+        self.call(COORDINATOR, "init", "--dir", str(self.home))
+
+    def enrol(self, device: str, data: Path) -> None:
+        """Make a device a member that may train on this data."""
+        invited = json.loads(self.call(COORDINATOR, "invite", device, "--dir", str(self.home), "--json"))
+        home = self.agent_dir(device)
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "agent.toml").write_text(
+            f'{self.agent_toml(device)}\n[policy]\ntasks = ["vision"]\n[data]\nvision = "{data}"\n'
+        )
+        self.call(self.agent(device), "enroll", invited["token"], "--dir", str(home))
+
+    def agent(self, device: str) -> list[str]:
+        """The program of a device, where it runs."""
+        del device
+        return AGENT
+
+    def agent_toml(self, device: str) -> str:
+        """A device's settings beside policy and data."""
+        del device
+        return self._agent_toml
 
     def call(self, program: list[str], *arguments: str) -> str:
         """Run a command to its end; its standard output."""
@@ -80,7 +98,7 @@ class Fleet:
 
     def run(self, device: str) -> None:
         """Start a device's agent."""
-        self._start(device, [*AGENT, "run", "--dir", str(self.agent_dir(device))])
+        self._start(device, [*self.agent(device), "run", "--dir", str(self.agent_dir(device))])
 
     def run_all(self) -> None:
         for device in self.devices:

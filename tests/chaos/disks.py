@@ -1,0 +1,57 @@
+"""Small file systems in memory that can be filled up, for those whose disk shall be full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Self
+
+SIZE_BYTES: Final = 1 << 30
+
+
+class Disks:
+    """A file system for each of the owners, mounted where it keeps its state. Without owners: none."""
+
+    def __init__(self, places: Mapping[str, Path]) -> None:
+        self.places = dict(places)
+
+    @property
+    def owners(self) -> list[str]:
+        return sorted(self.places)
+
+    def __enter__(self) -> Self:
+        for path in self.places.values():
+            path.mkdir(parents=True)
+            options = f"size={SIZE_BYTES}"
+            command = ["mount", "-t", "tmpfs", "-o", options, "fedbus-chaos", str(path)]
+            subprocess.run(command, check=True, capture_output=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in self.places.values():
+            with suppress(subprocess.CalledProcessError):
+                subprocess.run(["umount", "--lazy", str(path)], check=True, capture_output=True)
+
+    @contextmanager
+    def filled(self, owner: str) -> Iterator[None]:
+        """There is no room in here."""
+        filler = self.places[owner] / "filler"
+        with filler.open("wb") as file:
+            for size in (1 << 20, 1 << 12):
+                with suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
+        try:
+            yield
+        finally:
+            filler.unlink()
+
+
+def possible(directory: Path) -> bool:
+    """Whether such a file system can be had here."""
+    with suppress(OSError, subprocess.CalledProcessError), Disks({"try": directory / "try"}):
+        return True
+    return False
