@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import datetime
 
 from tests.bench.deployed import BROKERS
 from tests.chaos.plan import Kind
@@ -28,7 +29,7 @@ def main() -> int:
     asked = parser.parse_args()
     good = True
     for broker in BROKERS if asked.broker == "all" else [asked.broker]:
-        summary, wrong = run(Wish(broker, asked.seed, dict(asked.count), asked.duration_s))
+        summary, wrong = run(Wish(broker, asked.seed, dict(asked.count), asked.duration_s), tell)
         print(json.dumps(summary, indent=1), flush=True)
         for line in wrong:
             print(f"chaos: {broker}: {line}", file=sys.stderr, flush=True)
@@ -36,6 +37,11 @@ def main() -> int:
             print(f"chaos: {broker}: everything is kept in {summary['directory']}", file=sys.stderr)
         good = good and not wrong
     return 0 if good else 1
+
+
+def tell(what: str) -> None:
+    """Progress, for a person who waits."""
+    print(f"{datetime.now():%H:%M:%S} {what}", file=sys.stderr, flush=True)  # noqa: DTZ005
 
 
 def counted(text: str) -> tuple[Kind, int]:

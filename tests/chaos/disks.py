@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
-SIZE_BYTES: Final = 1 << 30
+SIZE_BYTES: Final = 256 << 20
 
 
 class Disks:
@@ -39,11 +39,10 @@ class Disks:
     def filled(self, owner: str) -> Iterator[None]:
         """There is no room in here."""
         filler = self.places[owner] / "filler"
-        with filler.open("wb") as file:
-            for size in (1 << 20, 1 << 12):
-                with suppress(OSError):
-                    while True:
-                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
+        with filler.open("wb") as file, suppress(OSError):
+            while True:  # others may take or free some meanwhile
+                has, room = os.fstat(file.fileno()), os.fstatvfs(file.fileno())
+                os.posix_fallocate(file.fileno(), has.st_size, max(room.f_bavail, 1) * room.f_frsize)
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -44,8 +44,9 @@ class Wish:
         return not self.counts or kind in self.counts
 
 
-def run(wish: Wish) -> tuple[dict[str, Any], list[str]]:
-    """The summary, and what is wrong; then its directory is kept, and the summary names it."""
+def run(wish: Wish, tell: Callable[[str], None]) -> tuple[dict[str, Any], list[str]]:
+    """The summary, and what is wrong; then its directory is kept, and the summary names it. ``tell`` is told
+    of each fault."""
     base = Path(tempfile.mkdtemp(prefix=f"fedbus-chaos-{wish.broker}-"))
     began_s = time.monotonic()
     hits: list[Hit] = []
@@ -54,7 +55,7 @@ def run(wish: Wish) -> tuple[dict[str, Any], list[str]]:
         record = Record(party.home)
         try:
             with party:
-                _hurt(wish, party, record, small, hits)
+                _hurt(wish, party, record, small, hits, tell)
                 _finish(party, record)
             counted = count(party, record, hits)
         except (Violation, TimeoutError, RuntimeError) as error:
@@ -90,7 +91,9 @@ def _prepared(wish: Wish, base: Path) -> Iterator[tuple[Party, disks.Disks, list
         yield Party(base / "fleet", site, lines, small.places), small, notes
 
 
-def _hurt(wish: Wish, party: Party, record: Record, small: disks.Disks, hits: list[Hit]) -> None:
+def _hurt(
+    wish: Wish, party: Party, record: Record, small: disks.Disks, hits: list[Hit], tell: Callable[[str], None]
+) -> None:
     draw = random.Random(wish.seed)
     possible = frozenset(Kind) if small.owners else frozenset(Kind) - {Kind.DISK}
     plan = Plan(draw, wish.counts, wish.duration_s, possible)
@@ -103,6 +106,9 @@ def _hurt(wish: Wish, party: Party, record: Record, small: disks.Disks, hits: li
     while (kind := plan.next()) is not None:
         hit = faults.make(kind)
         hits.append(hit)
+        how = f"at entry {hit.index}" if hit.index else "missed"
+        where = f"{hit.key.job}, {hit.key.device}, request {hit.key.number}"
+        tell(f"{kind} {hit.victim}: {where}, {hit.moment}, {how}")
         plan.done(kind, hit=hit.index > 0)
         if draw.random() < CALM:
             wait(party, partial(_ended, record, hit.key), f"{hit.key} comes to an end")
