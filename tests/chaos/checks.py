@@ -11,7 +11,7 @@ from coordinator.replay import replay
 from tests.chaos.faults import Hit
 from tests.chaos.party import Party
 from tests.chaos.plan import Kind
-from tests.chaos.record import Record
+from tests.chaos.record import Key, Record
 
 TRACEBACK = "Traceback (most recent call last)"
 
@@ -43,8 +43,12 @@ def count(party: Party, record: Record, hits: Iterable[Hit]) -> Counted:
         rounds=sum(round_ > 0 for _, round_ in record.committed),
         jobs=len(record.jobs),
     )
-    _updates(record, found)
-    _receipts(party, record, found)
+    check_updates(record, found)
+    check_receipts(set(party.receipts()), record, found)
+    for device in party.devices:
+        for held in party.held(device):
+            found.lost += 1
+            found.wrong.append(f"{device} still holds {held.job}.{held.number} ({held.state})")
     found.wrong += _members(party, record)
     found.wrong += _jobs(record)
     found.wrong += _moments(record, hits)
@@ -59,7 +63,7 @@ def _all(party: Party) -> list[str]:
     return ["coordinator", *party.devices]
 
 
-def _updates(record: Record, found: Counted) -> None:
+def check_updates(record: Record, found: Counted) -> None:
     """Whatever was receipted was received once, and judged once, with a reason if it was rejected."""
     received = Counter(key for key, _ in record.received)
     judged = Counter(key for key, _ in record.judged)
@@ -76,10 +80,9 @@ def _updates(record: Record, found: Counted) -> None:
             found.wrong.append(f"{key} was judged and never received")
 
 
-def _receipts(party: Party, record: Record, found: Counted) -> None:
-    """What a device saw receipted was in the log by then."""
+def check_receipts(seen: set[tuple[Key, int]], record: Record, found: Counted) -> None:
+    """What a device saw receipted was in the log by the entry that the receipt names (0: it is not told)."""
     first = dict(reversed(record.received))
-    seen = set(party.receipts())
     found.receipts_seen = len({key for key, _ in seen})
     for key, index in sorted(seen):
         if key not in first:
@@ -87,10 +90,6 @@ def _receipts(party: Party, record: Record, found: Counted) -> None:
             found.wrong.append(f"{key} was receipted (index {index}), and is not in the log")
         elif index and first[key] > index:
             found.wrong.append(f"{key} was receipted with index {index}, and is entry {first[key]}")
-    for device in party.devices:
-        for held in party.held(device):
-            found.lost += 1
-            found.wrong.append(f"{device} still holds {held.job}.{held.number} ({held.state})")
 
 
 def _members(party: Party, record: Record) -> Iterator[str]:

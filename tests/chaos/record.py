@@ -64,13 +64,17 @@ class Record:
                 raise Violation(f"the log has {journal.count} entries, and had {self.index} before")
             for logged in journal.entries():
                 if logged.index > self.index:
-                    self.index = logged.index
                     entry = decode_entry(logged.data)
-                    for fact in entry.facts if isinstance(entry, Turned) else ():
-                        self._take(fact)
+                    self.take(logged.index, *(entry.facts if isinstance(entry, Turned) else ()))
         finally:
             journal.close()
         return self.index
+
+    def take(self, index: int, *facts: AnyFact) -> None:
+        """Take up what was decided with one entry."""
+        self.index = index
+        for fact in facts:
+            self._take(fact)
 
     def _take(self, fact: AnyFact) -> None:
         match fact:

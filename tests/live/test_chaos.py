@@ -1,0 +1,23 @@
+"""A short form of ``make chaos`` against each broker: nothing is lost, nothing counts twice, all jobs end."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.brokers import require
+from tests.chaos.plan import KILLS
+from tests.chaos.run import Wish, run
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
+
+KILLS_EACH = 2
+PACKAGES = {"mosquitto": "mosquitto", "rabbitmq": "rabbitmq-server"}
+
+
+@pytest.mark.parametrize("broker", PACKAGES)
+def test_what_was_receipted_survives_kills_of_everybody_in_the_midst_of_a_round(broker: str) -> None:
+    require(PACKAGES[broker])
+    summary, wrong = run(Wish(broker, seed=7, counts=dict.fromkeys(KILLS, KILLS_EACH)), print)
+    assert wrong == [], f"{wrong}; see {summary.get('directory')}"
+    assert summary["faults"] == {kind.value: KILLS_EACH for kind in KILLS}, "hit an open round, each of them"
+    assert summary["folded"] + summary["rejected"] == summary["receipted"] > 0
