@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from broker.system import system_ports
@@ -39,6 +41,28 @@ class Party(Fleet):
         self.job_name = ""
         self._places = places
         self._count = 0
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Raises `Violation` if a program does not end well."""
+        unwell = []
+        for name in sorted(self.processes, key=lambda name: name == "coordinator"):
+            process = self.processes[name]
+            if process.poll() is not None:
+                continue
+            try:
+                self.stop(name)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.returncode:
+                unwell.append(f"{name} was told to end, and ended with status {process.returncode}")
+        if unwell and exc is None:
+            raise Violation("; ".join(unwell))
 
     def found(self) -> None:
         """The broker's set-up has made the federation."""

@@ -48,6 +48,7 @@ def run(wish: Wish, tell: Callable[[str], None]) -> tuple[dict[str, Any], list[s
     """The summary, and what is wrong; then its directory is kept, and the summary names it. ``tell`` is told
     of each fault."""
     base = Path(tempfile.mkdtemp(prefix=f"fedbus-chaos-{wish.broker}-"))
+    tell(f"{wish.broker}, seed {wish.seed}, in {base}")
     began_s = time.monotonic()
     hits: list[Hit] = []
     counted = Counted()

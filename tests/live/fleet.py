@@ -41,9 +41,13 @@ class Fleet:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.found()
         self.serve()
-        data = make_digits(self.directory, len(self.devices), self._alpha, 0)
-        for device, path in zip(self.devices, data.train, strict=True):
-            self.enrol(device, path)
+        try:
+            data = make_digits(self.directory, len(self.devices), self._alpha, 0)
+            for device, path in zip(self.devices, data.train, strict=True):
+                self.enrol(device, path)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(
