@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self
 
 SIZE_BYTES: Final = 256 << 20
+PAGE_BYTES: Final = 4_096
 
 
 class Disks:
@@ -39,10 +40,13 @@ class Disks:
     def filled(self, owner: str) -> Iterator[None]:
         """There is no room in here."""
         filler = self.places[owner] / "filler"
-        with filler.open("wb") as file, suppress(OSError):
-            while True:  # others may take or free some meanwhile
-                has, room = os.fstat(file.fileno()), os.fstatvfs(file.fileno())
-                os.posix_fallocate(file.fileno(), has.st_size, max(room.f_bavail, 1) * room.f_frsize)
+        with filler.open("wb") as file:
+            piece = SIZE_BYTES
+            while piece >= PAGE_BYTES:  # all of a piece is taken, or nothing
+                try:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece)
+                except OSError:
+                    piece //= 2
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ from tests.chaos.party import Party
 from tests.chaos.plan import Kind
 from tests.chaos.record import Key, Record
 
-STOPPED_S: Final = 1.5 * KEEPALIVE_S + 5.0  # when a broker gives a silent client up, and some
+STOPPED_S: Final = 2.0 * KEEPALIVE_S + 5.0  # by then any broker gave up who is silent (AMQP: two heartbeats)
 CUT_S: Final = (0.5, 6.0)
 MOMENTS: Final = {Kind.WORKER: [Moment.TRAINING]}  # of others: all
 FULL: Final = "the disk is full"
