@@ -23,6 +23,7 @@ STOPPED_S: Final = 2.0 * KEEPALIVE_S + 5.0  # by then any broker gave up who is 
 CUT_S: Final = (0.5, 6.0)
 MOMENTS: Final = {Kind.WORKER: [Moment.TRAINING]}  # of others: all
 FULL: Final = "the disk is full"
+TOO: Final = 0.5  # so often a coordinator whose disk is full is killed, too
 STOPPABLE: Final = ("agent", "coordinator", "broker")
 
 
@@ -155,4 +156,7 @@ class Faults:
                 return self._party.log(victim).count(FULL) > said
 
             wait(self._party, told, f"{victim} says that its disk is full")
+            if victim == "coordinator" and self._draw.random() < TOO:
+                self._party.kill(victim)
+                self._party.serve()
         return index
