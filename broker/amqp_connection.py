@@ -230,10 +230,10 @@ async def _not_admitted(address: Address, credentials: Credentials, error: BaseE
             )
         case ConnectionClosed(args=(_, text)):
             return BusLost(f"{name}: the broker hung up: {text}; ask its operator")
-    if cause := await explain(error, address.host, address.port, credentials.tls):
+    unanswered = "AMQP" if address.secure else ""
+    if cause := await explain(error, address.host, address.port, credentials.tls, unanswered=unanswered):
         return BusLost(f"{name}: {cause}")
-    speaks = "AMQP with TLS" if address.secure else "AMQP without TLS"
-    return BusLost(f"{name}: closed before it answered; does it speak {speaks} on this port?")
+    return BusLost(f"{name}: closed before it answered; does it speak AMQP without TLS on this port?")
 
 
 def _is_final(text: str) -> bool:

@@ -107,7 +107,9 @@ class _MqttLink:
         if self._client.version_refused:
             return BusRefused(f"{self._name}: it does not speak MQTT 3.1.1; use a broker that does")
         cause = self._client.cause
-        if tls := await explain(cause or error, self._host, self._port, self._tls):
+        unanswered = "MQTT" if cause is not None and self._client.tls_unanswered else ""
+        failure = cause or error
+        if tls := await explain(failure, self._host, self._port, self._tls, unanswered=unanswered):
             return BusLost(f"{self._name}: {tls}")
         if cause is not None:
             speaks = "MQTT with TLS" if self._secure else "MQTT without TLS"

@@ -63,6 +63,8 @@ class MqttClient:
         """Why the connection broke, once it did."""
         self.version_refused = False
         """The broker said that it does not speak MQTT 3.1.1."""
+        self.tls_unanswered = False
+        """TLS stands, and the broker has not answered yet."""
         self._host = host
         self._receive = on_message
         self._on_lost = on_lost
@@ -107,9 +109,7 @@ class MqttClient:
         """Returns when the broker has taken us. With a ``context`` it is TLS. Raises `aiomqtt.MqttError`."""
         if context is not None:
             self._paho.tls_set_context(context)
-            # Runs in the thread that connects. paho's own leaves the socket open when it fails.
-            shake = partial(shake_hands, context=context, host=self._host, deadline_s=CONNECT_DEADLINE_S)
-            cast("Any", self._paho)._ssl_wrap_socket = shake
+            cast("Any", self._paho)._ssl_wrap_socket = partial(self._shake_hands, context=context)
         # aiomqtt forgets a break that comes right behind CONNACK by replacing this future.
         early = self._client._disconnected
         await self._client.__aenter__()
@@ -146,6 +146,12 @@ class MqttClient:
             _failure(self._client._disconnected)
             if self._client._misc_task is not None:
                 await asyncio.wait([self._client._misc_task])
+
+    def _shake_hands(self, plain: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+        # Runs in the thread that connects. paho's own leaves the socket open when it fails.
+        secured = shake_hands(plain, context, self._host, CONNECT_DEADLINE_S)
+        self.tls_unanswered = True
+        return secured
 
     def _on_end(self, disconnected: asyncio.Future[None]) -> None:
         self.cause = self.cause or _failure(disconnected)
@@ -192,6 +198,7 @@ class MqttClient:
         self._paho._ping_t = 0.0
 
     def _handle_connack(self) -> MQTTErrorCode:
+        self.tls_unanswered = False
         self.version_refused = self._paho._in_packet["packet"][1:2] == b"\x01"
         return self._take_connack()
 

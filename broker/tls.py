@@ -53,25 +53,40 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-async def explain(error: BaseException | None, host: str, port: int, tls: Tls) -> str:
+async def explain(
+    error: BaseException | None, host: str, port: int, tls: Tls, *, unanswered: str = ""
+) -> str:
     """Cause and remedy, when a connection broke for its TLS; empty when it was for something else.
 
+    ``unanswered`` is the protocol that we spoke over TLS that stood, if the broker had not answered in it.
     Connects once more for a certificate that does not hold, to say whose it is and until when it was valid.
     """
     failure = _ssl_error(error)
-    if failure is None:
-        return ""
     if isinstance(failure, ssl.SSLCertVerificationError):
         what = f"its certificate does not hold: {failure.verify_message}{await _known(host, port, tls)}"
         return f"{what}; {_remedy(failure, host)}"
     if alert := _ALERTS.get(getattr(failure, "reason", "")):
-        own = f"certificate {tls.certificate}" if tls.certificate else "no certificate"
-        return (
-            f"the broker {alert} (we show {own}); name a certificate and key that its "
-            "operator made for this user and that have not expired"
+        return _refused(f"the broker {alert}", tls)
+    if unanswered:
+        # With TLS 1.3 our side of it stands before the broker has seen our certificate, and what it then
+        # says of that is often lost with the connection.
+        perhaps = (
+            "perhaps it demands a client certificate, or refuses ours as expired or of another authority"
         )
+        return f"{_refused(perhaps, tls)}; if they hold, does it speak {unanswered} on this port?"
+    if failure is None:
+        return ""
     return (
         f"no TLS on this port ({_reason(failure)}); use the broker's TLS port, or mqtt: or amqp: without TLS"
+    )
+
+
+def _refused(why: str, tls: Tls) -> str:
+    own = f"certificate {tls.certificate}" if tls.certificate else "no certificate"
+    return (
+        f"it ended the connection right after TLS began, before it answered: {why} (we show {own}); "
+        "set certificate and key to those that its operator made for this user and that have not expired "
+        "(`fedbus-coordinator broker certificate NAME` makes them for a device), and see the broker's log"
     )
 
 

@@ -39,18 +39,24 @@ class Disks:
     @contextmanager
     def filled(self, owner: str) -> Iterator[None]:
         """There is no room in here."""
-        filler = self.places[owner] / "filler"
-        with filler.open("wb") as file:
+        self.fill(owner)
+        try:
+            yield
+        finally:
+            self._filler(owner).unlink()
+
+    def fill(self, owner: str) -> None:
+        """Take what room there is; files that were removed since it was taken last have made some."""
+        with self._filler(owner).open("ab") as file:
             piece = SIZE_BYTES
             while piece >= PAGE_BYTES:  # all of a piece is taken, or nothing
                 try:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, piece)
                 except OSError:
                     piece //= 2
-        try:
-            yield
-        finally:
-            filler.unlink()
+
+    def _filler(self, owner: str) -> Path:
+        return self.places[owner] / "filler"
 
 
 def possible(directory: Path) -> bool:

@@ -22,7 +22,7 @@ from tests.chaos.record import Key, Record
 STOPPED_S: Final = 2.0 * KEEPALIVE_S + 5.0  # by then any broker gave up who is silent (AMQP: two heartbeats)
 CUT_S: Final = (0.5, 6.0)
 MOMENTS: Final = {Kind.WORKER: [Moment.TRAINING]}  # of others: all
-FULL: Final = "the disk is full"
+FULL: Final = "[Errno 28]"
 TOO: Final = 0.5  # so often a coordinator whose disk is full is killed, too
 STOPPABLE: Final = ("agent", "coordinator", "broker")
 
@@ -151,6 +151,7 @@ class Faults:
             index = self._proven(key)
 
             def told() -> bool:
+                self._disks.fill(victim)
                 if victim == "coordinator":
                     return bool(self._party.status().get("disk_problem"))
                 return self._party.log(victim).count(FULL) > said

@@ -101,13 +101,14 @@ def _general(host: str) -> x509.GeneralName:
 
 
 @contextmanager
-def secure_rabbitmq(folder: Path) -> Iterator[tuple[RabbitMQ, Authority]]:
-    """A RabbitMQ of its own with TLS for both protocols; a client may show a certificate."""
+def secure_rabbitmq(folder: Path, *, demanding: bool = False) -> Iterator[tuple[RabbitMQ, Authority]]:
+    """A RabbitMQ of its own with TLS for both protocols; a client may show a certificate, or must."""
     authority = Authority(folder)
     authority.issue("broker", "127.0.0.1")
     settings = (
         "listeners.ssl.1 = 127.0.0.1:{amqps}\nmqtt.listeners.ssl.1 = 127.0.0.1:{mqtts}\n"
-        "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n"
+        "ssl_options.versions.1 = tlsv1.3\nssl_options.versions.2 = tlsv1.2\n"
+        f"ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = {str(demanding).lower()}\n"
     )
     for option, name in (("cacertfile", "ca.pem"), ("certfile", "broker.pem"), ("keyfile", "broker.key")):
         settings += f"ssl_options.{option} = {authority.folder / name}\n"

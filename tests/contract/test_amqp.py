@@ -202,8 +202,8 @@ async def test_leaving_at_any_moment_leaves_nothing_behind(
     gc.collect()
     caplog.clear()  # of what earlier tests left
     async with Proxy(site.node.amqp) as proxy:
-        async with site.bus(site.topic, port=proxy.port):
-            pass
+        async with site.bus(site.topic, port=proxy.port) as bus:
+            await Peer(bus).connected()  # from here on somebody listens: the queue is bound
         await proxy.idle()
         before = asyncio.all_tasks()
         for ticks in (0, 1, 2, 5, 10, 20, 30, 40, 60, 80, 100, 150, 200, 300):

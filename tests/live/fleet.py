@@ -65,11 +65,15 @@ class Fleet:
 
     def found(self) -> None:
         """Make the federation."""
-        self.call(COORDINATOR, "init", "--dir", str(self.home))
+        self.operate("init")
+
+    def operate(self, *command: str) -> str:
+        """``fedbus-coordinator`` on the federation's directory."""
+        return self.call(COORDINATOR, *command, "--dir", str(self.home))
 
     def enrol(self, device: str, data: Path) -> None:
         """Make a device a member that may train on this data."""
-        invited = json.loads(self.call(COORDINATOR, "invite", device, "--dir", str(self.home), "--json"))
+        invited = json.loads(self.operate("invite", device, "--json"))
         home = self.agent_dir(device)
         home.mkdir(parents=True, exist_ok=True)
         (home / "agent.toml").write_text(

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.brokers import Mosquitto, RabbitMQ, free_ports
+from tests.brokers import Mosquitto, RabbitMQ
 from tests.live.demonstration import Demo, assert_every_round_is_there_once, finished
+from tests.live.own_broker import at_rabbitmq, mosquitto_beside
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -24,11 +26,10 @@ SAME_ACCURACY = (
 Result = dict[str, Any]
 
 
-def prepared(demo: Demo, *commands: list[str]) -> None:
+def operate(demo: Demo, *command: str) -> None:
     """What an operator types before the demo."""
-    for command in commands:
-        done = demo.run(*command, "--dir", str(demo.directory))
-        assert done.returncode == 0, done.stderr
+    done = demo.run(*command, "--dir", str(demo.directory))
+    assert done.returncode == 0, done.stderr
 
 
 def ran(demo: Demo) -> Result:
@@ -63,15 +64,8 @@ def assert_the_same(result: Result, embedded: Result) -> None:
 
 
 def test_on_mosquitto_as_set_up_by_fedbus(demo: Demo, tmp_path: Path, embedded: Result) -> None:
-    (port,) = free_ports(1)
-    base = tmp_path / "mosquitto"
-    url = f"mqtt://127.0.0.1:{port}"
-    prepared(
-        demo, ["init", "--broker", url], ["broker", "mosquitto", "--pid-file", str(base / "mosquitto.pid")]
-    )
-    config = (demo.directory / "broker" / "mosquitto.conf").read_text()
-    config += "persistence_location {base}/\npid_file {base}/mosquitto.pid\n"
-    with Mosquitto(base, config, port=port) as broker:
+    url, mosquitto = mosquitto_beside(partial(operate, demo), demo.directory, tmp_path / "mosquitto")
+    with mosquitto as broker:
         result = ran(demo)
         assert broker.process.poll() is None, "a broker that is not the demo's is left alone"
     assert (result["broker"], result["device_urls"]) == (url, [url])
@@ -82,13 +76,8 @@ def test_on_mosquitto_as_set_up_by_fedbus(demo: Demo, tmp_path: Path, embedded: 
 def test_on_rabbitmq_as_set_up_by_fedbus(
     devices: str, demo: Demo, tmp_path: Path, rabbitmq: RabbitMQ, embedded: Result
 ) -> None:
-    url = f"amqp://127.0.0.1:{rabbitmq.amqp}"
-    device_url = {"amqp": url, "mqtt": f"mqtt://127.0.0.1:{rabbitmq.mqtt}"}[devices]
-    secret = tmp_path / "management"
-    secret.write_text("guest")
-    login = ["--management", f"http://guest@127.0.0.1:{rabbitmq.management}"]
-    login += ["--management-password-file", str(secret), "--store-credentials"]
-    prepared(demo, ["init", "--broker", url, "--device-url", device_url], ["broker", "rabbitmq", *login])
+    command = partial(operate, demo)
+    url, device_url = at_rabbitmq(command, rabbitmq, tmp_path / "management", devices)
     result = ran(demo)
     assert (result["broker"], result["device_urls"]) == (url, [device_url])
     assert_the_same(result, embedded)
@@ -114,7 +103,7 @@ def test_a_federation_in_use_is_no_place_for_a_demo(demo: Demo, embedded: Result
 
 
 def test_a_federation_brings_its_own_broker(demo: Demo) -> None:
-    prepared(demo, ["init", "--broker", "mqtt://127.0.0.1:1"])
+    operate(demo, "init", "--broker", "mqtt://127.0.0.1:1")
     done = demo.run("demo", "--dir", str(demo.directory), "--broker", "mqtt://127.0.0.1:2")
     assert done.returncode == 2
     assert "leave --broker out" in done.stderr
