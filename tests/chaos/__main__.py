@@ -8,8 +8,9 @@ import sys
 from datetime import datetime
 
 from tests.bench.deployed import BROKERS
+from tests.brokers import PackageMissing, require
 from tests.chaos.plan import Kind
-from tests.chaos.run import Wish, run
+from tests.chaos.run import PACKAGES, Wish, run
 
 
 def main() -> int:
@@ -29,6 +30,11 @@ def main() -> int:
     asked = parser.parse_args()
     good = True
     for broker in BROKERS if asked.broker == "all" else [asked.broker]:
+        try:
+            require(PACKAGES[broker])
+        except PackageMissing as missing:
+            print(f"chaos: {missing}; as root: tests/install_brokers.sh", file=sys.stderr)
+            return 1
         summary, wrong = run(Wish(broker, asked.seed, dict(asked.count), asked.duration_s), tell)
         print(json.dumps(summary, indent=1), flush=True)
         for line in wrong:

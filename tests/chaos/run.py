@@ -27,6 +27,7 @@ from tests.chaos.record import Key, Record, Violation
 
 CALM: Final = 0.7
 """So often work goes on after a fault before the next one; else that one hits in the midst of recovery."""
+PACKAGES: Final = {"mosquitto": "mosquitto", "rabbitmq": "rabbitmq-server"}
 NAMES: Final = [f"device-{n + 1}" for n in range(DEVICES)]
 
 

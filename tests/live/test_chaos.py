@@ -6,12 +6,11 @@ import pytest
 
 from tests.brokers import require
 from tests.chaos.plan import KILLS
-from tests.chaos.run import Wish, run
+from tests.chaos.run import PACKAGES, Wish, run
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 
 KILLS_EACH = 2
-PACKAGES = {"mosquitto": "mosquitto", "rabbitmq": "rabbitmq-server"}
 
 
 @pytest.mark.parametrize("broker", PACKAGES)
