@@ -147,8 +147,8 @@ class Faults:
 
     def _fill(self, victim: str, key: Key) -> int:
         said = self._party.log(victim).count(FULL)
+        index = self._proven(key)
         with self._disks.filled(victim):
-            index = self._proven(key)
 
             def told() -> bool:
                 self._disks.fill(victim)

@@ -62,7 +62,9 @@ def run(wish: Wish, tell: Callable[[str], None]) -> tuple[dict[str, Any], list[s
             counted = count(party, record, hits)
         except (Violation, TimeoutError, RuntimeError) as error:
             counted.wrong.append(str(error))
-        _keep(base, party, hits)
+        if counted.wrong:
+            (base / "faults.jsonl").write_text("".join(json.dumps(asdict(hit)) + "\n" for hit in hits))
+            small.keep()
     seconds = round(time.monotonic() - began_s, 1)
     summary = _summary(wish, hits, counted, notes) | {"seconds": seconds}
     if counted.wrong:
@@ -127,11 +129,6 @@ def _finish(party: Party, record: Record) -> None:
     party.until(lambda: not any(party.held(device) for device in party.devices), PATIENCE_S)
     party.all_run()
     record.read()
-
-
-def _keep(base: Path, party: Party, hits: list[Hit]) -> None:
-    lines = [json.dumps(asdict(hit)) for hit in hits]
-    (base / "faults.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
 def _summary(wish: Wish, hits: list[Hit], counted: Counted, notes: list[str]) -> dict[str, Any]:

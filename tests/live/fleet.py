@@ -132,9 +132,14 @@ class Fleet:
         process.wait(PATIENCE_S)
 
     def ask(self, op: str, **fields: Any) -> Any:
-        """What the coordinator answers; None while nobody serves."""
-        with contextlib.suppress(control.NotServing, OSError):
-            return asyncio.run(control.call(self.home, {"op": op} | fields))
+        """What the coordinator answers; None while nobody serves, or it does not answer."""
+
+        async def ask() -> Any:
+            async with asyncio.timeout(PATIENCE_S):
+                return await control.call(self.home, {"op": op} | fields)
+
+        with contextlib.suppress(control.NotServing, OSError):  # a time-out is an OSError, too
+            return asyncio.run(ask())
         return None
 
     def submit(self, name: str = "digits", **fields: Any) -> None:
