@@ -67,7 +67,7 @@ def check_updates(record: Record, found: Counted) -> None:
     """Whatever was receipted was received once, and judged once, with a reason if it was rejected."""
     received = Counter(key for key, _ in record.received)
     judged = Counter(key for key, _ in record.judged)
-    twice = [key for each in (received, judged) for key, times in each.items() if times > 1]
+    twice = sorted({key for each in (received, judged) for key, times in each.items() if times > 1})
     unjudged = [key for key in received if key not in judged]
     found.doubled += len(twice)
     found.lost += len(unjudged)
