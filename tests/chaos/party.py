@@ -19,7 +19,6 @@ from tests.chaos.links import Links
 from tests.chaos.record import Key, Violation
 from tests.live.fleet import AGENT, Fleet, children
 
-DEVICES: Final = 4
 ROUNDS: Final = 10  # of a job; another one follows as long as there is something to be done to it
 HIDDEN: Final = 1_000  # 75,010 parameters: five chunks
 LOCAL: Final = {"epochs": 5, "batch_size": 16, "learning_rate": 0.01, "momentum": 0.9}
@@ -32,9 +31,9 @@ class Party(Fleet):
     """Devices with real training at a broker; jobs follow one another."""
 
     def __init__(
-        self, directory: Path, deployment: Deployment, links: Links, places: dict[str, Path]
+        self, directory: Path, count: int, deployment: Deployment, links: Links, places: dict[str, Path]
     ) -> None:
-        super().__init__(directory, DEVICES)
+        super().__init__(directory, count)
         self.home = deployment.site.directory
         self.broker = deployment.broker
         self.links = links

@@ -21,14 +21,13 @@ from tests.chaos.checks import Counted, count
 from tests.chaos.faults import Faults, Hit
 from tests.chaos.links import Links, Plain, links
 from tests.chaos.moments import wait
-from tests.chaos.party import DEVICES, PATIENCE_S, Party
+from tests.chaos.party import PATIENCE_S, Party
 from tests.chaos.plan import KILLS, Kind, Plan
 from tests.chaos.record import Key, Record, Violation
 
 CALM: Final = 0.7
 """So often work goes on after a fault before the next one; else that one hits in the midst of recovery."""
 PACKAGES: Final = {"mosquitto": "mosquitto", "rabbitmq": "rabbitmq-server"}
-NAMES: Final = [f"device-{n + 1}" for n in range(DEVICES)]
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Wish:
     seed: int = 0
     counts: Mapping[Kind, int] = field(default_factory=dict)
     duration_s: float = 60.0
+    devices: int = 4
 
     def wants(self, kind: Kind) -> bool:
         """Whether such faults may come."""
@@ -79,20 +79,21 @@ def _prepared(wish: Wish, base: Path) -> Iterator[tuple[Party, disks.Disks, list
     """A broker that is set up, and a fleet for it; and what cannot be had here."""
     with ExitStack() as stack:
         notes: list[str] = []
-        places = {"coordinator": base / "federation", NAMES[0]: base / "fleet" / NAMES[0]}
+        names = [f"device-{n + 1}" for n in range(wish.devices)]
+        places = {"coordinator": base / "federation", names[0]: base / "fleet" / names[0]}
         if not wish.wants(Kind.DISK):
             places = {}
         elif not disks.possible(base):
             notes.append("no small file systems can be mounted here: no disk was filled")
             places = {}
         small = stack.enter_context(disks.Disks(places))
-        lines: Links = links(NAMES) if wish.wants(Kind.CUT) else Plain()
+        lines: Links = links(names) if wish.wants(Kind.CUT) else Plain()
         stack.enter_context(lines)
         if lines.kind:
             notes.append(f"lines: {lines.kind}")
         site = stack.enter_context(deployed(wish.broker, base, host=lines.host))
         lines.connect(int(site.device_url.rpartition(":")[2]))
-        yield Party(base / "fleet", site, lines, small.places), small, notes
+        yield Party(base / "fleet", wish.devices, site, lines, small.places), small, notes
 
 
 def _hurt(

@@ -16,7 +16,7 @@ KILLS_EACH = 2
 @pytest.mark.parametrize("broker", PACKAGES)
 def test_what_was_receipted_survives_kills_of_everybody_in_the_midst_of_a_round(broker: str) -> None:
     require(PACKAGES[broker])
-    summary, wrong = run(Wish(broker, seed=7, counts=dict.fromkeys(KILLS, KILLS_EACH)), print)
+    summary, wrong = run(Wish(broker, 7, dict.fromkeys(KILLS, KILLS_EACH), devices=3), print)
     assert wrong == [], f"{wrong}; see {summary.get('directory')}"
     assert summary["faults"] == {kind.value: KILLS_EACH for kind in KILLS}, "hit an open round, each of them"
     assert summary["folded"] + summary["rejected"] == summary["receipted"] > 0
