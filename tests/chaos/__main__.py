@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from datetime import datetime
 
@@ -28,6 +29,7 @@ def main() -> int:
         help=f"in place of a duration: so many faults of a kind ({', '.join(Kind)})",
     )
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and everything that was started is ended
     good = True
     for broker in BROKERS if asked.broker == "all" else [asked.broker]:
         try:
