@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -62,6 +62,9 @@ class Party(Fleet):
                 unwell.append(f"{name} was told to end, and ended with status {process.returncode}")
         if unwell and exc is None:
             raise Violation("; ".join(unwell))
+
+    def until(self, condition: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+        super().until(condition, patience_s)  # the machine may be busy with much else
 
     def found(self) -> None:
         """The broker's set-up has made the federation."""

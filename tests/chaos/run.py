@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from tests.chaos.checks import Counted, count
 from tests.chaos.faults import Faults, Hit
 from tests.chaos.links import Links, Plain, links
 from tests.chaos.moments import wait
-from tests.chaos.party import PATIENCE_S, Party
+from tests.chaos.party import Party
 from tests.chaos.plan import KILLS, Kind, Plan
 from tests.chaos.record import Key, Record, Violation
 
@@ -60,7 +61,7 @@ def run(wish: Wish, tell: Callable[[str], None]) -> tuple[dict[str, Any], list[s
                 _hurt(wish, party, record, small, hits, tell)
                 _finish(party, record)
             counted = count(party, record, hits)
-        except (Violation, TimeoutError, RuntimeError) as error:
+        except (Violation, TimeoutError, RuntimeError, subprocess.SubprocessError) as error:
             counted.wrong.append(str(error))
         if counted.wrong:
             (base / "faults.jsonl").write_text("".join(json.dumps(asdict(hit)) + "\n" for hit in hits))
@@ -126,8 +127,8 @@ def _ended(record: Record, key: Key) -> bool:
 
 def _finish(party: Party, record: Record) -> None:
     """All jobs to their end, all devices at rest, all programs ended."""
-    party.until(lambda: not party.working(), PATIENCE_S)
-    party.until(lambda: not any(party.held(device) for device in party.devices), PATIENCE_S)
+    party.until(lambda: not party.working())
+    party.until(lambda: not any(party.held(device) for device in party.devices))
     party.all_run()
     record.read()
 

@@ -40,8 +40,8 @@ class Fleet:
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.found()
-        self.serve()
         try:
+            self.serve()
             data = make_digits(self.directory, len(self.devices), self._alpha, 0)
             for device, path in zip(self.devices, data.train, strict=True):
                 self.enrol(device, path)
