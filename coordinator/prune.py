@@ -22,6 +22,7 @@ from coordinator.facts import VersionCommitted
 from coordinator.fold import stored_name
 from coordinator.image import Recovered, encode_image
 from coordinator.keystore import load_identity
+from coordinator.records import reading
 from coordinator.recovery import FOLDER, open_whole
 from coordinator.snapshots import BASE, Snapshots
 from coordinator.state import ENDED_JOB, State
@@ -73,6 +74,8 @@ def _prune(files: Files, directory: Path, federation: bytes) -> Pruned:
     prunable = Prunable(files, directory / FOLDER, federation)
     cut = _cut(log, _kept_snapshots(files, directory, federation))
     if cut > log.known and prunable.begins_later(cut + 1):
+        with reading(files, directory, federation):
+            pass  # the records keep what is removed here
         mark, image = _image(files, directory, federation, cut)
         Snapshots(files, directory, federation).put_base(mark, image)
         prunable.begin_at(cut + 1)

@@ -64,19 +64,16 @@ def list_jobs(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False)
 @jobs.command()
 def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
     """Show one job: state, rounds, and what it waits for."""
-    from coordinator import views
+    from coordinator import history
     from coordinator.cli import show as showing
-    from coordinator.cli.state import open_journal, read_state
+    from coordinator.cli.state import open_records, read_state
 
     view = _job_view(directory, job)
-    journal = open_journal(directory)
-    try:
-        view["history"] = views.history(journal, job)
-        view["troubles"] = showing.troubles(journal, job)
-        spec = showing.specification(journal, job)
-    finally:
-        journal.close()
-    if spec is None:  # its submission was pruned
+    with open_records(directory) as tables:
+        view["history"] = history.history(tables, job)
+        view["troubles"] = history.troubles(tables, job)
+        spec = history.specification(tables, job)
+    if spec is None:  # its submission was pruned before the records were made
         spec = read_state(directory).jobs[job].spec
     if as_json:
         print_json(view)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.journal import Journal
 from broker.system import system_ports
@@ -14,6 +15,9 @@ from coordinator import control, recovery
 from coordinator.config import FILE, ConfigError
 from coordinator.keystore import load_identity
 from coordinator.state import State
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 Answer = Any
 
@@ -49,6 +53,17 @@ def open_journal(directory: Path) -> Journal:
     files = system_ports().files
     identity = load_identity(files, directory)
     return Journal.open(files, directory / recovery.FOLDER, identity.federation, read_only=True)
+
+
+@contextmanager
+def open_records(directory: Path) -> Iterator[Connection]:
+    """The tables of `coordinator.records`, as the log is now. Raises `JournalError`, `KeysMissing`."""
+    from coordinator import records
+
+    require_state_directory(directory)
+    files = system_ports().files
+    with records.reading(files, directory, load_identity(files, directory).federation) as tables:
+        yield tables
 
 
 def require_state_directory(directory: Path) -> None:

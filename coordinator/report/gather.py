@@ -10,12 +10,13 @@ from typing import Any
 
 from broker.journal import Journal
 from broker.ports import Ports
-from coordinator import recovery, views
+from coordinator import records, recovery
 from coordinator.apply import apply
 from coordinator.cli.output import Failed
 from coordinator.control import CommandFailed
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import JobSubmitted, RequestDeclined, RequestsIssued, UpdateJudged
+from coordinator.history import View, history
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.report.traffic import Traffic, count_traffic
 from coordinator.snapshots import Snapshot
@@ -58,7 +59,7 @@ class Report:
     federation: str
     broker: str
     job: Job
-    rounds: list[views.View]
+    rounds: list[View]
     devices: list[Participation]
     began_wall_s: float
     newest_wall_s: float
@@ -102,10 +103,11 @@ def gather(
         state, known = _read(journal, name, base)
         if name not in state.jobs:
             raise CommandFailed(f"there is no job {name}; `fedbus-coordinator jobs list` shows them")
-        rounds = views.history(journal, name)
         traffic = count_traffic(journal, ports.files, directory, identity, store)
     finally:
         journal.close()
+    with records.reading(ports.files, directory, identity.federation) as tables:
+        rounds = history(tables, name)
     for (device, job), bytes_moved in traffic.items():
         if job == name:
             known.device(device).traffic = bytes_moved

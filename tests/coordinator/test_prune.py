@@ -11,10 +11,11 @@ import pytest
 from broker.bodies import Bodies
 from broker.journal import Journal, JournalDamaged, JournalError
 from broker.ports import LockHeld
-from coordinator import views
 from coordinator.explain import Reader, explain
+from coordinator.history import history
 from coordinator.keystore import load_identity
 from coordinator.prune import LOCK, VERSIONS_KEPT, prune
+from coordinator.records import reading
 from coordinator.recovery import FOLDER, open_whole
 from coordinator.replay import replay
 from coordinator.report.gather import gather
@@ -84,10 +85,12 @@ def test_what_reads_the_log_reads_a_pruned_one() -> None:
     assert verify(disk.files, HOME, disk.federation).damage == []
     journal, base = open_whole(disk.files, HOME, disk.federation)
     assert base is not None
-    rounds = [view["round"] for view in views.history(journal, "long")]
+    with reading(disk.files, HOME, disk.federation) as tables:  # new ones: the disk here is simulated
+        found = history(tables, "long")
+    rounds = [view["round"] for view in found]
     assert rounds == list(range(rounds[0], ROUNDS + 1))
     assert rounds[0] <= LAST_PRUNED + 1
-    assert all(len(view["reports"]) == 2 for view in views.history(journal, "long"))
+    assert all(len(view["reports"]) == 2 for view in found)
     reader = Reader(
         load_identity(disk.files, HOME), Bodies(disk.files, HOME / "bodies"), base.recovered.state
     )
