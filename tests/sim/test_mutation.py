@@ -19,5 +19,6 @@ def test_there_are_planted_bugs() -> None:
         "ack-before-sync",
         "lost-bitmap",
         "missing-dedupe",
+        "snapshot-before-fold",
         "stale-grant",
     }
