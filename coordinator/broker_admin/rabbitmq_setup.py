@@ -44,8 +44,9 @@ background_gc_target_interval = 1000
 ENVIRONMENT: Final = "rabbitmq-env.conf"
 ENVIRONMENT_TEXT: Final = """\
 # Written by `fedbus-coordinator broker rabbitmq`; RabbitMQ reads one such file, so add this line to it.
-# Erlang's processes let go of large messages at once, and their memory goes back to the system.
-SERVER_ADDITIONAL_ERL_ARGS="+hmbs 1024 -env ERL_FULLSWEEP_AFTER 0 +MBas aobf"
+# Erlang's processes let go of large messages at once, and their memory goes back to the system: what has
+# 64 KiB or more lies in a piece of memory of its own.
+SERVER_ADDITIONAL_ERL_ARGS="+hmbs 1024 -env ERL_FULLSWEEP_AFTER 0 +MBas aobf +MBsbct 64"
 """
 
 LISTENERS_TEXT: Final = """\
