@@ -59,6 +59,12 @@ def _journal(result: Result) -> Iterator[Bound]:
     yield Bound("recovery with snapshot, s", median(result["recovery"]["with_snapshot_s"]), 2)
 
 
+def _restart(result: Result) -> Iterator[Bound]:
+    yield Bound("killed in a round, to the next folded update, s", max(result["to_next_fold_s"]), 3)
+    yield Bound("updates trained twice", result["trained_twice"], 0)
+    yield Bound("devices that joined again", result["joined_again"], 0)
+
+
 def _throughput(result: Result) -> Iterator[Bound]:
     for row in result["rows"]:
         chunks = f"{row['broker']}, chunks of {row['chunk_bytes'] // 1024} KiB"
@@ -87,6 +93,7 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "idle": _idle,
     "fold": _fold,
     "journal": _journal,
+    "restart": _restart,
     "throughput": _throughput,
     "uploading": _uploading,
     "tls": _tls,

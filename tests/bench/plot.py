@@ -81,6 +81,18 @@ def journal(result: Result, path: Path) -> None:
     _save(figure, path)
 
 
+def restart(result: Result, path: Path) -> None:
+    """From a new process to the next folded update, of each kill."""
+    figure, axes = plt.subplots(figsize=(7, 2.4))
+    axes.bar(range(1, 1 + result["kills_in_a_round"]), result["to_next_fold_s"], color="tab:blue")
+    axes.axhline(3.0, color="tab:red", linestyle="--", label="bound: 3 s")
+    axes.set(
+        xlabel="kill", ylabel="s", title=f"{result['devices']} agents live on; to the next folded update"
+    )
+    axes.legend()
+    _save(figure, path)
+
+
 def throughput(result: Result, path: Path) -> None:
     """Bare clients and receipted updates, side by side."""
     rows = result["rows"]
