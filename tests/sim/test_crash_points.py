@@ -8,6 +8,9 @@ import pytest
 from schemas.ids import COORDINATOR
 from tests.sim.crash_points import DEVICE, ENDS, KINDS, by_kind, crashed, points
 
+# Of work that was about to be started when the program died.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")
+
 STRIDE = 5
 
 

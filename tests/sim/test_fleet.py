@@ -12,6 +12,9 @@ import pytest
 
 from tests.sim.seeds import DEVICES_MIN, FOLDS_MIN, VERSIONS_MIN, WANTED, Played, play
 
+# Of work that was about to be started when the program died.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")
+
 SEEDS = 10
 ROOT = Path(__file__).resolve().parent.parent.parent
 DIGEST = "from tests.sim.pool import quiet; quiet(); from tests.sim.seeds import play; print(play(1).digest)"

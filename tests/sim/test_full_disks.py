@@ -93,7 +93,7 @@ def test_whatever_waits_for_room_goes_on_and_nothing_is_lost(seed: int) -> None:
 
 def test_the_disks_do_fill_up_and_the_operator_is_told() -> None:
     refused, told = Counter[str](), set[str]()
-    for seed in range(5):
+    for seed in range(SEEDS):
         more, said = played(seed)
         refused += more
         told |= said
