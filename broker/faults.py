@@ -185,7 +185,8 @@ class FaultyBus:
 
     def _draw(self, faults: Faults) -> _Fate:
         # Always the same number of draws, so that one changed probability does not shift all others.
-        drop, duplicate, hold, hold_share, delay_share = (self._rng.random() for _ in range(5))
+        draw = self._rng.random
+        drop, duplicate, hold, hold_share, delay_share = draw(), draw(), draw(), draw(), draw()
         fate = _Fate(
             copies=0 if drop < faults.drop else 2 if duplicate < faults.duplicate else 1,
             held_s=(1 - hold_share) * faults.hold_s_max if hold < faults.hold else 0.0,

@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -40,6 +41,7 @@ _VERSION = 2
 _HEADER = struct.Struct("<4sI16sIQ32s")
 _PREFIX = struct.Struct("<II")
 _CRC = struct.Struct("<I")
+_CHECKED = struct.Struct("<III")  # the prefix, and its CRC
 _GENESIS = struct.Struct("<4sI16s")
 HEADER_BYTES = _HEADER.size + _CRC.size
 _PREFIX_BYTES = _PREFIX.size + _CRC.size
@@ -81,8 +83,7 @@ class Header:
     head: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One commit. ``offset`` and ``end`` are bytes in the file, ``head`` is the chain up to here."""
 
     offset: int
@@ -165,13 +166,10 @@ def _read_frame(file: File, path: Path, last: Frame, size: int) -> Frame | None:
     offset = last.end
     prefix = file.read_at(offset, _PREFIX_BYTES)
     body_offset = offset + _PREFIX_BYTES
-    if (
-        len(prefix) < _PREFIX_BYTES
-        or zlib.crc32(prefix[: _PREFIX.size]) != _CRC.unpack_from(prefix, _PREFIX.size)[0]
-    ):
+    length, checksum, own = _CHECKED.unpack(prefix) if len(prefix) == _PREFIX_BYTES else (0, 0, -1)
+    if zlib.crc32(prefix[: _PREFIX.size]) != own:
         _refuse_unless_torn(file, path, offset, body_offset, size, "checksum of a frame's length")
         return None
-    length, checksum = _PREFIX.unpack_from(prefix)
     if length > _PAYLOAD_BYTES_MAX:
         raise JournalDamaged(path, offset, f"length {length}")
     end = body_offset + CHAIN_BYTES + length
@@ -182,10 +180,11 @@ def _read_frame(file: File, path: Path, last: Frame, size: int) -> Frame | None:
     payload = memoryview(body)[CHAIN_BYTES:]
     chain = hashlib.sha256(last.head)
     chain.update(payload)
-    if chain.digest() != body[:CHAIN_BYTES]:
+    head = chain.digest()
+    if head != body[:CHAIN_BYTES]:
         raise JournalDamaged(path, offset, "chain: a frame was changed, removed or moved")
     try:
-        return Frame(offset, end, chain.digest(), _decoder.decode(payload))
+        return Frame(offset, end, head, _decoder.decode(payload))
     except msgspec.DecodeError as error:
         raise JournalDamaged(path, offset, f"payload ({error})") from error
 

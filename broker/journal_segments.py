@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.journal_file import (
     HEADER_BYTES,
@@ -59,8 +59,7 @@ class Segment:
     header: Header
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A frame as found: in which segment, and the index of its first entry."""
 
     segment: Segment
@@ -97,6 +96,7 @@ class Segments:
         self._segments = [Segment(path, self._header(path)) for path in self._paths()]
         self._begun: Tail | None = None  # a new segment that has no frame yet
         self.tail: Tail
+        self._marked: Place | None = None  # a frame that `check` found: a snapshot is of an entry in it
         self.cut_bytes = 0
 
     def __len__(self) -> int:
@@ -141,7 +141,7 @@ class Segments:
             head, count = place.frame.head, place.last
             end = place.frame.end if place.segment is last else HEADER_BYTES
             if mark is not None and place.first <= mark.index <= place.last:
-                found = place.frame.head == mark.head
+                found, self._marked = place.frame.head == mark.head, place
         self.tail = Tail(last, file, end, head, count)
         self.cut_bytes = size - end
         return found
@@ -160,21 +160,25 @@ class Segments:
 
     def frames(self, after: int = 0) -> Iterator[Place]:
         """The frames up to the tail, from the one on that holds the entry behind ``after``; checked again."""
-        for place in self._chain(self._from(after + 1) or self._segments, self.tail.end):
+        segments, behind = self._from(after + 1) or self._segments, self._marked
+        if behind is None or behind.segment is not segments[0] or behind.last > after:
+            behind = None
+        for place in self._chain(segments, self.tail.end, behind):
             if place.last > after:
                 yield place
 
-    def _chain(self, segments: Sequence[Segment], size: int) -> Iterator[Place]:
-        """Frames across ``segments``; the last of them is read up to ``size`` bytes, and may be torn."""
+    def _chain(self, segments: Sequence[Segment], size: int, behind: Place | None = None) -> Iterator[Place]:
+        """Frames across ``segments``; the last of them is read up to ``size`` bytes, and may be torn. With
+        ``behind``, a frame of the first of them, from the one after it on."""
         for segment, following in zip(segments, [*segments[1:], None], strict=True):
             # A file of its own: `advance` closes the other one.
             file = self._files.open(segment.path)
+            start = behind if behind and behind.segment is segment else _start(segment)
             try:
-                start = frame_start(segment.header)
                 if following is None:
-                    yield from _places(segment, read_frames(file, segment.path, start, size))
+                    yield from _places(start, read_frames(file, segment.path, start.frame, size))
                 else:
-                    yield from _whole(segment, file, following)
+                    yield from _whole(start, file, following)
             finally:
                 file.close()
 
@@ -248,11 +252,16 @@ class Segments:
             raise JournalDamaged(first.path, 0, "beginning of the chain")
 
 
-def _whole(segment: Segment, file: File, following: Segment) -> Iterator[Place]:
-    """A segment that others follow: it ends where the next one begins, and is not torn."""
-    size, start = file.size(), frame_start(segment.header)
-    end, head, count = start.end, start.head, segment.header.first - 1
-    for place in _places(segment, read_frames(file, segment.path, start, size)):
+def _start(segment: Segment) -> Place:
+    """The place before a segment's first frame."""
+    return Place(segment, segment.header.first, frame_start(segment.header))
+
+
+def _whole(start: Place, file: File, following: Segment) -> Iterator[Place]:
+    """The rest of a segment that others follow: it ends where the next one begins, and is not torn."""
+    size, segment = file.size(), start.segment
+    end, head, count = start.frame.end, start.frame.head, start.last
+    for place in _places(start, read_frames(file, segment.path, start.frame, size)):
         end, head, count = place.frame.end, place.frame.head, place.last
         yield place
     if end < size:
@@ -263,8 +272,9 @@ def _whole(segment: Segment, file: File, following: Segment) -> Iterator[Place]:
         raise JournalDamaged(following.path, 0, "chain: it does not continue the segment before")
 
 
-def _places(segment: Segment, frames: Iterator[Frame]) -> Iterator[Place]:
-    first = segment.header.first
+def _places(start: Place, frames: Iterator[Frame]) -> Iterator[Place]:
+    """Where these frames are, which follow on ``start``."""
+    segment, first = start.segment, start.last + 1
     for frame in frames:
         yield Place(segment, first, frame)
         first += len(frame.entries)

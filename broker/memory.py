@@ -137,7 +137,8 @@ class _Session:
     def flush_acks(self) -> None:
         while self.unacked and self.unacked[0].acked:
             self.unacked.popleft()
-        self.wake()
+        if self.queue:  # for which there may have been no room in the window
+            self.wake()
 
 
 class _MemoryDelivery:

@@ -39,6 +39,7 @@ class Ledger:
         self._snapshots = snapshots
         self._image: tuple[asyncio.Future[Mark], bytes] | None = None  # the newest that is not written yet
         self._imaged = asyncio.Event()
+        self._waits = asyncio.Event()  # something was appended that is not urgent
         self._image_bytes = self._grown_bytes = 0
         self._clock = clock
         self._run_from_s = recovered.run_s - clock.monotonic_s()
@@ -84,6 +85,8 @@ class Ledger:
 
     def _append(self, data: bytes, *, urgent: bool) -> asyncio.Future[Mark]:
         self._grown_bytes += len(data)
+        if not urgent:
+            self._waits.set()
         return self.journal.append(data, urgent=urgent)
 
     def _take_image(self, done: asyncio.Future[Mark], moment: Moment) -> None:
@@ -155,6 +158,8 @@ class Ledger:
 
     async def _flush(self) -> None:
         while True:
+            await self._waits.wait()
+            self._waits.clear()
             await asyncio.sleep(FLUSH_S)
             self.journal.flush()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from broker.journal import Journal, JournalError
+from broker.journal import Entry, Journal, JournalError
 from broker.journal_segments import SEGMENT_BYTES
 from broker.ports import Files
 from coordinator.apply import apply
@@ -22,8 +23,13 @@ log: Final = logging.getLogger(__name__)
 
 def recover(journal: Journal, base: Snapshot | None = None) -> Recovered:
     """Apply every recorded fact behind ``base`` (which is changed), in order. Decides nothing anew."""
-    recovered = base.recovered if base else Recovered(State())
-    for logged in journal.entries(base.mark.index if base else 0):
+    after = base.mark.index if base else 0
+    return follow(base.recovered if base else Recovered(State()), journal.entries(after))
+
+
+def follow(recovered: Recovered, logged_entries: Iterable[Entry]) -> Recovered:
+    """Apply the facts of these entries to what was recovered so far, which is changed and returned."""
+    for logged in logged_entries:
         entry = decode_entry(logged.data)
         recovered.run_s = max(recovered.run_s, entry.at.run_s)
         if isinstance(entry, Turned):

@@ -14,14 +14,17 @@ import errno
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Final, NoReturn
 
 from tests.sim.inode import Inode
 
+STOPPED: Final = "this machine was stopped"
 Namespace = dict[str, Inode]  # by path as text, which is several times faster than Path objects
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Naming:
     """A change of names that is not yet durable. Syncing any of ``folders`` makes it so."""
 
@@ -37,6 +40,7 @@ class _Naming:
             names[self.added] = self.inode
 
 
+@lru_cache(maxsize=4_096)
 def _parent(path: str) -> str:
     return path.rpartition("/")[0] or "/"
 
@@ -55,7 +59,7 @@ class SimFile:
 
     def append(self, data: bytes | memoryview) -> None:
         self._change("append")
-        self._inode.write(len(self._inode.data), bytes(data))
+        self._inode.append(bytes(data))
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         self._change("write_at")
@@ -64,7 +68,9 @@ class SimFile:
         self._inode.write(offset, bytes(data))
 
     def read_at(self, offset: int, size: int) -> bytes:
-        self._check()
+        disk = self._disk
+        if self._closed or disk.halted or disk.boot != self._boot:
+            self._refuse()
         return bytes(self._inode.data[offset : offset + size])
 
     def read_into(self, offset: int, out: memoryview) -> int:
@@ -77,7 +83,9 @@ class SimFile:
         self._inode.unsynced.clear()
 
     def size(self) -> int:
-        self._check()
+        disk = self._disk
+        if self._closed or disk.halted or disk.boot != self._boot:
+            self._refuse()
         return len(self._inode.data)
 
     def truncate(self, size: int) -> None:
@@ -88,14 +96,20 @@ class SimFile:
         self._closed = True
 
     def _change(self, what: str) -> None:
-        self._check()
-        self._disk.begin(what, self._path)
-        self._check()
+        disk = self._disk
+        if self._closed or disk.halted or disk.boot != self._boot:
+            self._refuse()
+        disk.begin(what, self._path)
+        if not self._here():
+            self._refuse()
 
-    def _check(self) -> None:
+    def _here(self) -> bool:
+        return not self._disk.halted and self._disk.boot == self._boot
+
+    def _refuse(self) -> NoReturn:
         if self._closed:
             raise OSError(errno.EBADF, "file is closed", str(self._path))
-        self._disk.check(self._path, self._boot)
+        raise OSError(errno.EIO, STOPPED, str(self._path))
 
 
 class SimFiles:
@@ -117,11 +131,11 @@ class SimFiles:
         self._durable: Namespace = {}
         self._unsynced: list[_Naming] = []
         self._folders: dict[str, dict[str, None]] = {"/": {}}  # what each holds: names of files and folders
-        self._boot = 0
-        self._halted = False
+        self.boot = 0
+        self.halted = False
 
     def open(self, path: Path, *, create: bool = False, mode: int = 0o600) -> SimFile:
-        self.check(path)
+        self._check(path)
         name = str(path)
         if name in self._folders:
             raise IsADirectoryError(errno.EISDIR, "is a folder", name)
@@ -129,7 +143,7 @@ class SimFiles:
             if not create:
                 raise FileNotFoundError(errno.ENOENT, "no such file", name)
             return self.create(path)
-        return SimFile(self, path, self._names[name], self._boot)
+        return SimFile(self, path, self._names[name], self.boot)
 
     def create(self, path: Path, *, mode: int = 0o600) -> SimFile:
         name = str(path)
@@ -140,22 +154,22 @@ class SimFiles:
         self._change("open", path)
         inode = Inode()
         self._rename(_Naming((_parent(name),), "", name, inode))
-        return SimFile(self, path, inode, self._boot)
+        return SimFile(self, path, inode, self.boot)
 
     def read(self, path: Path) -> bytes:
         return bytes(self._inode(path).data)
 
     def exists(self, path: Path) -> bool:
-        self.check(path)
+        self._check(path)
         name = str(path)
         return name in self._names or name in self._folders
 
     def names(self, path: Path) -> list[str]:
-        self.check(path)
+        self._check(path)
         return sorted(self._folders.get(str(path), ()))
 
     def make_dir(self, path: Path, *, mode: int = 0o700) -> None:
-        self.check(path)
+        self._check(path)
         name = str(path)
         if name in self._names:
             raise FileExistsError(errno.EEXIST, "is a file", name)
@@ -187,7 +201,7 @@ class SimFiles:
         self._folders[_parent(name)].pop(path.name, None)
 
     def sync_dir(self, path: Path) -> None:
-        self.check(path)
+        self._check(path)
         name = str(path)
         if name not in self._folders:
             raise FileNotFoundError(errno.ENOENT, "no such folder", name)
@@ -205,16 +219,16 @@ class SimFiles:
     @property
     def life(self) -> int:
         """Which start of the machine this is; -1 while it is halted."""
-        return -1 if self._halted else self._boot
+        return -1 if self.halted else self.boot
 
     def halt(self) -> None:
         """From now on every call raises OSError: whoever still runs is a ghost."""
-        self._halted = True
+        self.halted = True
 
     def restart(self) -> None:
         """What ``kill -9`` and a new start leave: open files are gone, all that was written is there."""
-        self._boot += 1
-        self._halted = False
+        self.boot += 1
+        self.halted = False
 
     def crash(self, rng: random.Random) -> None:
         """What a power cut and a new start leave, as the module says."""
@@ -234,9 +248,9 @@ class SimFiles:
             self._enter(name)
         self.restart()
 
-    def check(self, path: Path, boot: int | None = None) -> None:
-        if self._halted or (boot is not None and boot != self._boot):
-            raise OSError(errno.EIO, "this machine was stopped", str(path))
+    def _check(self, path: Path) -> None:
+        if self.halted:
+            raise OSError(errno.EIO, STOPPED, str(path))
 
     def begin(self, what: str, path: Path) -> None:
         if self.watch is not None:
@@ -245,12 +259,13 @@ class SimFiles:
             self.on_change(what, path)
 
     def _change(self, what: str, path: Path) -> None:
-        boot = self._boot
+        boot = self.boot
         self.begin(what, path)
-        self.check(path, boot)
+        if self.halted or self.boot != boot:
+            raise OSError(errno.EIO, STOPPED, str(path))
 
     def _inode(self, path: Path) -> Inode:
-        self.check(path)
+        self._check(path)
         inode = self._names.get(str(path))
         if inode is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))

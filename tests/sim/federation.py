@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,7 +104,7 @@ class World:
         spawn = SimSpawn(lambda argv, env: self.worker(index, draw))
         offload = self.offload(draw)
         machine = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed * 1_000 + index + 1))
-        machine.files.watch = lambda what, path: self._watch(f"d{index}", what, path)
+        machine.files.watch = partial(self._watch, f"d{index}")
         data = machine.files.open(Path(DATA), create=True)
         data.append(b"data")
         data.sync()

@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 COUNT = 2_100  # parameters: three chunks of the smallest size
 CHUNK_BYTES = 4 * 1024
-STEPS_APART = 12_000.0  # steps of all parties between two deaths at an await
+STEPS_APART = 8_000.0  # steps of all parties between two deaths at an await
 TRAINING_S = 60.0  # usually
 IDLE_S = RESEND_CAP_S  # a stretch in which nobody says anything is idle once it is longer
 JUMP_S = 6 * 3600.0  # a token is good for four times as long
@@ -59,7 +59,7 @@ class Fleet(World):
     crash_chance = 0.0003
     failure_chance = 0.0003
     faults_end_s = 6_000.0
-    poll_s = 5.0
+    poll_s = 10.0
 
     def __init__(self, seed: int) -> None:
         self.record = Record(in_round=self._in_round)

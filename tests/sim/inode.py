@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Write:
     offset: int
     new: bytes
@@ -25,6 +25,11 @@ class _Truncate:
 class Inode:
     data: bytearray = field(default_factory=bytearray)
     unsynced: list[_Write | _Truncate] = field(default_factory=list)
+
+    def append(self, new: bytes) -> None:
+        size = len(self.data)
+        self.unsynced.append(_Write(size, new, b"", size))
+        self.data += new
 
     def write(self, offset: int, new: bytes) -> None:
         old_size = len(self.data)

@@ -10,7 +10,8 @@ from broker.journal import Journal
 from coordinator import entries
 from coordinator.app import Coordinator
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived
-from coordinator.recovery import FOLDER, open_recovered, recover
+from coordinator.image import Recovered
+from coordinator.recovery import follow, open_recovered
 from coordinator.replay import replay
 from coordinator.state import ENDED_JOB, OPEN_REQUEST, Request, RequestState, State
 from edge_agent.ledger import REQUESTS_DIR
@@ -48,12 +49,12 @@ async def _as_recovered(world: Fleet, serving: Coordinator) -> tuple[Journal, li
     files = world.center.files
     for _ in range(SETTLES):
         await serving.ledger.journal.drain()
-        journal = Journal.open(files, world.home / FOLDER, world.federation, read_only=True)
-        recovered = recover(journal).state
+        journal, by_snapshot = open_recovered(files, world.home, world.federation, read_only=True)
+        logged = list(journal.entries())
+        recovered = follow(Recovered(State()), logged).state
         if recovered == serving.ledger.state:
-            _, by_snapshot = open_recovered(files, world.home, world.federation, read_only=True)
             assert by_snapshot.state == recovered, "a snapshot tells another state than the log"
-            log = [entries.decode_entry(logged.data) for logged in journal.entries()]
+            log = [entries.decode_entry(entry.data) for entry in logged]
             turns = [entry for entry in log if isinstance(entry, entries.Turned)]
             return journal, [fact for turn in turns for fact in turn.facts]
     raise AssertionError("what the log is recovered to is not what the coordinator believes")

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import copy_context as _copy_context
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
@@ -42,7 +43,7 @@ class _Ready(asyncio.Handle):
         loop: asyncio.AbstractEventLoop,
         context: contextvars.Context | None,
     ) -> None:
-        self._context = contextvars.copy_context() if context is None else context
+        self._context = _copy_context() if context is None else context
         self._loop = loop
         self._callback = callback
         self._args = args
@@ -61,13 +62,18 @@ class _Timer(asyncio.TimerHandle):
         loop: asyncio.AbstractEventLoop,
         context: contextvars.Context | None,
     ) -> None:
+        self._context = _copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = self._source_traceback = None
         self._when = when
         self._scheduled = True
-        _Ready.__init__(self, callback, args, loop, context)  # type: ignore[arg-type]  # of the same slots
 
     def cancel(self) -> None:
         self._cancelled = True
-        self._callback, self._args = None, ()
+        self._callback, self._args = None, ()  # type: ignore[assignment]  # as the base class does
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -86,6 +92,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._limit_s = max_virtual_s
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timers_made = 0
+
+    get_debug = staticmethod(bool)  # asked for each future: never
 
     def time(self) -> float:
         return self._now_s
@@ -119,7 +127,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         *args: *Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        return self.call_at(self._now_s + delay, callback, *args, context=context)
+        when = self._now_s + delay
+        timer = _Timer(when, callback, args, self, context)
+        self._timers_made += 1
+        heappush(self._timers, (when, self._timers_made, timer))
+        return timer
 
     def _run_once(self) -> None:
         """One turn, in place of the base class's: nothing real is waited for."""
@@ -135,7 +147,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
-                handle._run()
+                try:  # as `asyncio.Handle._run` does, without another call
+                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # ours
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001  # what a callback raises must not end the loop
+                    message = f"Exception in callback {handle!r}"
+                    self.call_exception_handler({"message": message, "exception": error, "handle": handle})
 
     def _pass_time(self) -> None:
         timers = self._timers
