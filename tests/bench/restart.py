@@ -22,7 +22,7 @@ from tests.live.fleet import Fleet
 DEVICES = 5
 KILLS = 20  # that hit an open round
 ROUNDS = 400  # more than it takes
-APART_S = 1.5  # about so much work is done between two kills
+APART_S = 1.0  # up to so long after a round, the next kill
 
 
 def measure() -> dict[str, Any]:
@@ -35,12 +35,15 @@ def measure() -> dict[str, Any]:
             fleet.submit(rounds=ROUNDS)
             fleet.until(lambda: fleet.job().get("rounds_done", 0) >= 1)
             while len(began_wall_s) < KILLS:
-                time.sleep(draw.uniform(0.5, 1.5) * APART_S)
+                done = fleet.job()["rounds_done"]
+                fleet.until(lambda done=done: fleet.job().get("rounds_done", 0) > done)
+                time.sleep(draw.uniform(0, APART_S))
                 fleet.kill("coordinator")
                 hit, began = _in_round(fleet.home), clock.wall_s()
                 fleet.serve()
                 began_wall_s += [began] if hit else []
-            time.sleep(2 * APART_S)
+            done = fleet.job()["rounds_done"]
+            fleet.until(lambda: fleet.job().get("rounds_done", 0) > done + 1)  # whatever was open is over
             fleet.ask("cancel", job="digits")
         folded, joined = _log(fleet.home)
         waits_s = [min(at for at in folded if at > began) - began for began in began_wall_s]
