@@ -35,15 +35,14 @@ def measure() -> dict[str, Any]:
             fleet.submit(rounds=ROUNDS)
             fleet.until(lambda: fleet.job().get("rounds_done", 0) >= 1)
             while len(began_wall_s) < KILLS:
-                done = fleet.job()["rounds_done"]
-                fleet.until(lambda done=done: fleet.job().get("rounds_done", 0) > done)
+                _go_on(fleet)
                 time.sleep(draw.uniform(0, APART_S))
                 fleet.kill("coordinator")
                 hit, began = _in_round(fleet.home), clock.wall_s()
                 fleet.serve()
                 began_wall_s += [began] if hit else []
-            done = fleet.job()["rounds_done"]
-            fleet.until(lambda: fleet.job().get("rounds_done", 0) > done + 1)  # whatever was open is over
+            _go_on(fleet)
+            _go_on(fleet)  # whatever was open is over
             fleet.ask("cancel", job="digits")
         folded, joined = _log(fleet.home)
         waits_s = [min(at for at in folded if at > began) - began for began in began_wall_s]
@@ -56,6 +55,12 @@ def measure() -> dict[str, Any]:
             "trained_twice": sum(count - 1 for count in _trained(fleet).values()),
             "joined_again": joined - DEVICES,
         }
+
+
+def _go_on(fleet: Fleet) -> None:
+    """One more round comes to its end."""
+    done = fleet.job()["rounds_done"]
+    fleet.until(lambda: fleet.job().get("rounds_done", 0) > done)
 
 
 def _in_round(home: Path) -> bool:
