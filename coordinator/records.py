@@ -7,13 +7,15 @@ history. It keeps what was pruned from the log since.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
+    URL,
     Column,
     Connection,
     Engine,
@@ -25,7 +27,6 @@ from sqlalchemy import (
     Table,
     bindparam,
     create_engine,
-    event,
     insert,
     inspect,
     select,
@@ -58,6 +59,7 @@ from coordinator.state import JobState, RequestState
 FILE: Final = "records.db"
 FORM: Final = 1  # rises when the tables or what is put into them change
 PATIENCE_S: Final = 60.0  # while another reader brings them up to date
+log: Final = logging.getLogger(__name__)
 
 TABLES: Final = MetaData()
 
@@ -130,13 +132,10 @@ _REQUEST = update(requests).where(
 _DEVICE = update(devices).where(devices.c.device == bindparam("of_device"))
 
 
-class _OtherHistory(Exception):
-    """The tables were not made from this log, or not in this form."""
-
-
 @contextmanager
 def reading(files: Files, directory: Path, federation: bytes) -> Iterator[Connection]:
-    """A connection to the tables, as the log is now; where they can't be kept, they are made in memory.
+    """A connection to the tables, as the log is now. Where they can't be kept (no room, no right, held by
+    another for long) they are made in memory, and that is told in the log.
 
     Raises `broker.journal.JournalError`, OSError.
     """
@@ -150,67 +149,68 @@ def reading(files: Files, directory: Path, federation: bytes) -> Iterator[Connec
 
 def _caught_up(files: Files, directory: Path, federation: bytes) -> Engine:
     path = directory / FILE
-    with suppress(OperationalError, OSError):  # no room, no right, held by another for long: not its fault
+    try:
+        files.open(path, create=True).close()  # as private as all that is here
         try:
-            return _follow(_engine(path), files, directory, federation)
-        except (_OtherHistory, DatabaseError) as error:
+            return _followed(path, files, directory, federation)
+        except DatabaseError as error:
             if isinstance(error, OperationalError):
-                raise
-            for name in (path.with_name(path.name + "-journal"), path):
-                if files.exists(name):
-                    files.remove(name)
-            return _follow(_engine(path), files, directory, federation)
-    return _follow(_engine(None), files, directory, federation)
+                raise  # the file may be in order
+            files.remove(path)
+            return _followed(path, files, directory, federation)
+    except (OperationalError, OSError) as error:
+        cause = error.orig if isinstance(error, OperationalError) else error
+        log.warning("%s can't be kept (%s): what was pruned from the journal is not shown", path, cause)
+    return _followed(None, files, directory, federation)
 
 
-def _engine(path: Path | None) -> Engine:
-    """SQLite's own locks, taken when a transaction begins, keep readers that catch up apart."""
-    pool = StaticPool if path is None else None  # one connection, or the tables in memory were gone
-    url = "sqlite://" if path is None else f"sqlite:///{path}"
+def _followed(path: Path | None, files: Files, directory: Path, federation: bytes) -> Engine:
+    """Apply what the log has besides; in one transaction, which keeps readers apart. Raises DatabaseError."""
+    url = URL.create("sqlite", database=str(path) if path else None)
+    pool = None if path else StaticPool  # one connection, or the tables in memory were gone
     engine = create_engine(url, poolclass=pool, connect_args={"timeout": PATIENCE_S, "isolation_level": None})
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _follow(engine: Engine, files: Files, directory: Path, federation: bytes) -> Engine:
-    """Apply what the log has besides. Raises `_OtherHistory` (nothing is changed then), DatabaseError."""
     try:
         with engine.begin() as connection:
-            mark = _mark(connection)
-            journal = Journal.open(
-                files, directory / FOLDER, federation, read_only=True, marks=[mark] if mark else []
-            )
-            try:
-                if mark and journal.since != mark:
-                    raise _OtherHistory
-                for logged in journal.entries(mark.index if mark else 0):
-                    _apply(connection, logged)
-                connection.execute(update(_position).values(entry=journal.count, head=journal.head))
-            finally:
-                journal.close()
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _follow(connection, files, directory / FOLDER, federation)
     except BaseException:
         engine.dispose()
         raise
     return engine
 
 
+def _follow(connection: Connection, files: Files, folder: Path, federation: bytes) -> None:
+    mark = _mark(connection)
+    journal = Journal.open(files, folder, federation, read_only=True, marks=[mark] if mark else [])
+    if mark and journal.since != mark:  # they were made from another log
+        journal.close()
+        journal, mark = Journal.open(files, folder, federation, read_only=True), None
+    try:
+        if mark is None:
+            _begin_anew(connection)
+        for logged in journal.entries(mark.index if mark else 0):
+            _apply(connection, logged)
+        connection.execute(update(_position).values(entry=journal.count, head=journal.head))
+    finally:
+        journal.close()
+
+
 def _mark(connection: Connection) -> Mark | None:
-    """Up to where the tables go; made if there are none."""
-    if not inspect(connection).get_table_names():
-        TABLES.create_all(connection)
-        connection.execute(insert(_position).values(entry=0, head=b""))
-        connection.exec_driver_sql(f"PRAGMA user_version = {FORM}")
+    """Up to where the tables go; None if they are not there, not whole, or in another form."""
+    if connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok":
         return None
     if connection.exec_driver_sql("PRAGMA user_version").scalar() != FORM:
-        raise _OtherHistory
+        return None
     found = connection.execute(select(_position)).one_or_none()
-    if found is None:
-        raise _OtherHistory
-    return Mark(found.entry, found.head) if found.entry else None
+    return Mark(found.entry, found.head) if found and found.entry else None
+
+
+def _begin_anew(connection: Connection) -> None:
+    for name in inspect(connection).get_table_names():
+        Table(name, MetaData()).drop(connection)
+    TABLES.create_all(connection)
+    connection.execute(insert(_position).values(entry=0, head=b""))
+    connection.exec_driver_sql(f"PRAGMA user_version = {FORM}")
 
 
 def _apply(connection: Connection, logged: Entry) -> None:

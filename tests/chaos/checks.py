@@ -32,8 +32,9 @@ class Counted:
     wrong: list[str] = field(default_factory=list)
 
 
-def count(party: Party, record: Record, hits: Iterable[Hit]) -> Counted:
-    """Everything has ended: what came of it."""
+def count(party: Party, hits: Iterable[Hit]) -> Counted:
+    """Everything has ended: what came of it, by the log as it is now."""
+    record = Record(party.home)
     record.read()
     found = Counted(
         received=len({key for key, _ in record.received}),
@@ -45,6 +46,8 @@ def count(party: Party, record: Record, hits: Iterable[Hit]) -> Counted:
     )
     check_updates(record, found)
     check_receipts(set(party.receipts()), record, found)
+    if not found.receipts_seen:
+        found.wrong.append("no device says that it saw a receipt: their logs are not understood any more")
     for device in party.devices:
         for held in party.held(device):
             found.lost += 1

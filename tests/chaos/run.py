@@ -60,7 +60,7 @@ def run(wish: Wish, tell: Callable[[str], None]) -> tuple[dict[str, Any], list[s
             with party:
                 _hurt(wish, party, record, small, hits, tell)
                 _finish(party, record)
-            counted = count(party, record, hits)
+            counted = count(party, hits)
         except (Violation, TimeoutError, RuntimeError, subprocess.SubprocessError) as error:
             counted.wrong.append(str(error))
         if counted.wrong:

@@ -161,24 +161,27 @@ def test_what_does_not_follow_from_the_log_is_made_anew(
 
 
 def test_a_file_that_another_holds_is_left_alone(
-    home: Path, monkeypatch: pytest.MonkeyPatch, applied: list[int]
+    home: Path, monkeypatch: pytest.MonkeyPatch, applied: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     wanted = read(home)
     monkeypatch.setattr(records, "PATIENCE_S", 0.1)
     other = sqlite3.connect(home / records.FILE)
     other.execute("BEGIN EXCLUSIVE")
     assert read(home) == wanted, "from memory"
+    assert "can't be kept (database is locked)" in caplog.text
     other.close()
     applied.clear()
     assert read(home) == wanted
     assert applied == []
 
 
-def test_where_no_file_can_be_they_are_made_in_memory(home: Path) -> None:
+def test_where_no_file_can_be_they_are_made_in_memory(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     wanted = read(home)
+    assert (home / records.FILE).stat().st_mode & 0o777 == 0o600
     (home / records.FILE).unlink()
     (home / records.FILE).mkdir()
     assert read(home) == wanted
+    assert "what was pruned from the journal is not shown" in caplog.text
 
 
 def test_a_reader_that_dies_leaves_the_tables_as_they_were(
