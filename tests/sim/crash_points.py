@@ -21,6 +21,7 @@ from broker.faults import FaultPlan
 from broker.ports import Ports
 from coordinator.keystore import load_identity
 from coordinator.replay import replay
+from coordinator.verify import verify
 from schemas.ids import COORDINATOR
 from tests.sim.crypto import seeded
 from tests.sim.federation import Outcome, World, run
@@ -157,6 +158,9 @@ def _check(outcome: Outcome) -> None:
     check(outcome)
     result = replay(outcome.coordinator.ports, outcome.directory)
     assert result["equal"], result["difference"]
+    files, home = outcome.coordinator.files, outcome.directory
+    damage = verify(files, home, load_identity(files, home).federation, durable=0).damage
+    assert not damage, damage
 
 
 def by_kind(seen: Sequence[str]) -> Counter[str]:

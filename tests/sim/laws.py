@@ -14,6 +14,7 @@ from coordinator.image import Recovered
 from coordinator.recovery import follow, open_recovered
 from coordinator.replay import replay
 from coordinator.state import ENDED_JOB, OPEN_REQUEST, Request, RequestState, State
+from coordinator.verify import verify
 from edge_agent.ledger import REQUESTS_DIR
 from schemas.ids import key_id
 from schemas.limits import GRANT_BYTES_MAX
@@ -40,6 +41,8 @@ async def check_end(world: Fleet) -> list[AnyFact]:
     _check_bounds(world, serving)
     result = replay(world.center.ports, world.home)
     assert result["equal"], result["difference"]
+    damage = verify(world.center.files, world.home, world.federation, journal.count).damage
+    assert not damage, f"a body or snapshot is not what was signed and recorded: {damage}"
     world.head = journal.head
     return log
 
