@@ -12,10 +12,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, Protocol, Self
 
 HERE: Final = "127.0.0.1"
-RELAY: Final = [sys.executable, "-P", "-m", "tests.chaos.relay"]
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+RELAY: Final = [sys.executable, "-m", "tests.chaos.relay"]
 
 
 class Links(Protocol):
@@ -148,7 +150,9 @@ class Relays:
 
     def connect(self, port: int) -> None:
         for device in self._devices:
-            relay = subprocess.Popen([*RELAY, str(port)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            relay = subprocess.Popen(
+                [*RELAY, str(port)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            )
             self._relays[device] = relay
             assert relay.stdout is not None
             self._ports[device] = int(relay.stdout.readline())
