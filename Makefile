@@ -4,27 +4,37 @@
 # TORCH_INDEX  the package index torch comes from; default: pip's own. Without a GPU the CPU build saves
 #              gigabytes: make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # WORKERS      so many processes share the tests, a file at a time; default 2. Each starts its own RabbitMQ
+# SEEDS        of make sim: the first, and the one after the last
+# DURATION_S   how long `make chaos` goes on at each broker; default 120 seconds
+# SEED         what `make chaos` draws by; default 0
 # ARGS         options for the program behind a target: make demo ARGS=--json, make test ARGS="-k outbox"
 
 PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && echo python3.11 || echo python3)
 TORCH_INDEX ?=
 WORKERS ?= 2
+DURATION_S ?= 120
+SEED ?= 0
 ARGS ?=
+SEEDS ?= 0:200
 
 TORCH := torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.fedbus-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test check bench sim crash-points mutants chaos clean
 
 help:
-	@echo "make demo    federated training on this machine, in ./fedbus-demo, with real data"
-	@echo "make test    the tests; as root on Debian or Ubuntu it installs the brokers and the data that they need"
-	@echo "make check   formatting, lint, types, import directions, tidiness"
-	@echo "make bench   the measurements"
-	@echo "make venv    only make or update .venv"
-	@echo "make clean   remove caches and build output (keeps .venv and fedbus-demo)"
+	@echo "make demo         federated training on this machine, in ./fedbus-demo, with real data"
+	@echo "make test         the tests; as root on Debian or Ubuntu it installs the brokers and the data that they need"
+	@echo "make check        formatting, lint, types, import directions, tidiness"
+	@echo "make bench        the measurements"
+	@echo "make sim          simulated fleets with every fault, seed after seed: SEEDS=0:2000"
+	@echo "make crash-points kill the simulated programs at every point of a round, and count what is lost"
+	@echo "make mutants      plant bugs, and look whether the simulation finds them"
+	@echo "make chaos        kills and worse for real processes at real brokers; then nothing may be lost or doubled"
+	@echo "make venv         only make or update .venv"
+	@echo "make clean        remove caches and build output (keeps .venv and fedbus-demo)"
 
 venv: $(STAMP)
 
@@ -50,8 +60,20 @@ check: venv
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_tidy.py
 
+chaos: venv
+	$(BIN)/python -m tests.chaos --duration-s $(DURATION_S) --seed $(SEED) $(ARGS)
+
 bench: venv
 	$(BIN)/python -m tests.bench.run $(ARGS)
+
+sim: venv
+	$(BIN)/python -m tests.sim $(SEEDS) $(ARGS)
+
+crash-points: venv
+	$(BIN)/python -m tests.sim points $(ARGS)
+
+mutants: venv
+	$(BIN)/python -m tests.sim mutants $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,11 +52,14 @@ class FaultyBus:
     """A `Bus` that does to the messages of ``bus`` what the plan says.
 
     It enters and leaves ``bus`` itself. A message lost on arrival was acknowledged to the broker.
-    Messages still held back when the context ends are lost.
+    Messages still held back when the context ends are lost. ``counts`` is told of each fault.
     """
 
-    def __init__(self, bus: Bus, rng: random.Random, plan: FaultPlan) -> None:
+    def __init__(
+        self, bus: Bus, rng: random.Random, plan: FaultPlan, counts: Counter[str] | None = None
+    ) -> None:
         self._bus = bus
+        self._counts = Counter() if counts is None else counts
         self._rng = rng
         self._plan = plan
         self._group = asyncio.TaskGroup()
@@ -67,6 +70,10 @@ class FaultyBus:
         self._news = asyncio.Event()
         self._whole = asyncio.Event()
         self._whole.set()
+
+    def calm(self) -> None:
+        """From now on nothing happens to messages."""
+        self._plan = FaultPlan()
 
     def partition(self) -> None:
         """From now on nothing passes: ``publish`` waits, arrivals wait."""
@@ -119,7 +126,8 @@ class FaultyBus:
 
     async def publish(self, topic: str, payload: bytes) -> None:
         fate = self._draw(self._plan.sending)
-        await asyncio.sleep(fate.delay_s)
+        if fate.delay_s:
+            await asyncio.sleep(fate.delay_s)
         await self._whole.wait()
 
         async def late() -> None:
@@ -177,9 +185,15 @@ class FaultyBus:
 
     def _draw(self, faults: Faults) -> _Fate:
         # Always the same number of draws, so that one changed probability does not shift all others.
-        drop, duplicate, hold, hold_share, delay_share = (self._rng.random() for _ in range(5))
-        return _Fate(
+        draw = self._rng.random
+        drop, duplicate, hold, hold_share, delay_share = draw(), draw(), draw(), draw(), draw()
+        fate = _Fate(
             copies=0 if drop < faults.drop else 2 if duplicate < faults.duplicate else 1,
             held_s=(1 - hold_share) * faults.hold_s_max if hold < faults.hold else 0.0,
             delay_s=delay_share * faults.delay_s_max,
         )
+        if fate.copies != 1:
+            self._counts["duplicated" if fate.copies else "lost"] += 1
+        if fate.held_s and fate.copies:
+            self._counts["held back"] += 1
+        return fate

@@ -1,33 +1,28 @@
 """The one append-only log: opaque entries, group commit, checksums, a hash chain.
 
-`broker.journal_file` describes the file, and what a crash may do to it.
+`broker.journal_file` has the format, and what a crash may do to it; `broker.journal_segments` the files.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
 
 from broker.journal_file import (
-    FEDERATION_BYTES,
     FRAME_BYTES_MAX,
     FRAME_ENTRIES_MAX,
-    NAME,
-    Frame,
     JournalDamaged,
     JournalError,
     JournalForeign,
-    check_header,
-    encode_frame,
-    header,
-    read_frames,
+    JournalMissing,
 )
-from broker.ports import File, Files, Offload, write_atomic
+from broker.journal_open import open_segments
+from broker.journal_segments import SEGMENT_BYTES, Mark, Segments, Tail
+from broker.ports import Files, Offload
 from broker.room import disk_full
 
 __all__ = [
@@ -47,36 +42,26 @@ PENDING_BYTES_MAX = 64 << 20
 PENDING_ENTRIES_MAX = 64 << 10
 
 
-class JournalMissing(JournalError):
-    """There is no journal to read."""
-
-
 class JournalStopped(JournalError):
     """The journal takes no more entries. Those not yet confirmed may or may not be found when reopened."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A durable entry: its number, from 1, and the chain hash (32 bytes) of the frame that holds it."""
-
-    index: int
-    head: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry as found; ``offset`` (bytes) is that of its frame in the file."""
+    """An entry as found: ``offset`` (bytes) is that of its frame in the file ``path``, ``head`` the frame's
+    chain hash."""
 
     index: int
     data: bytes
     offset: int
+    path: Path
+    head: bytes
 
 
 @dataclass(slots=True)
 class _Batch:
     entries: list[tuple[bytes, asyncio.Future[Mark]]]
-    end: int = 0
-    head: bytes | None = None
+    tail: Tail | None = None
     """Set once the batch is durable."""
 
 
@@ -84,44 +69,33 @@ class Journal:
     """An open journal. The caller holds a lock if it writes; `append` queues, `run` commits."""
 
     @classmethod
-    def open(cls, files: Files, directory: Path, federation: bytes, *, read_only: bool = False) -> Self:
-        """Check the whole journal; create it if missing; cut a torn tail and make the rest durable.
+    def open(
+        cls,
+        files: Files,
+        directory: Path,
+        federation: bytes,
+        *,
+        read_only: bool = False,
+        marks: Sequence[Mark] = (),
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> Self:
+        """Check the journal; create it if missing; cut a torn tail and make the rest durable.
 
         ``federation`` is its id, 16 bytes. ``read_only`` changes nothing, and may be used beside a
-        writer. Raises `JournalDamaged`, `JournalForeign`, `JournalMissing` (``read_only``), OSError.
+        writer. All of it is checked, or with ``marks`` (newest first) what lies in the segment of the first
+        true one and behind: see `since`. A segment of ``segment_bytes`` is followed by the next.
+        Raises `JournalDamaged`, `JournalForeign`, `JournalMissing` (``read_only``), OSError.
         """
-        if len(federation) != FEDERATION_BYTES:
-            raise ValueError(f"a federation id has {FEDERATION_BYTES} bytes, not {len(federation)}")
-        path = directory / NAME
-        if not files.exists(path):
-            if read_only:
-                raise JournalMissing(f"journal {path}: not found; check the state directory")
-            files.make_dir(directory)
-            write_atomic(files, path, header(federation))
-        file = files.open(path)
-        try:
-            journal = cls(file, path, federation, read_only=read_only)
-            if not read_only:
-                # A killed predecessor may have written a frame or a name without syncing it.
-                file.sync()
-                files.sync_dir(directory)
-        except BaseException:
-            file.close()
-            raise
-        return journal
+        segments, since = open_segments(
+            files, directory, federation, read_only=read_only, marks=marks, segment_bytes=segment_bytes
+        )
+        return cls(segments, since, read_only=read_only)
 
-    def __init__(self, file: File, path: Path, federation: bytes, *, read_only: bool) -> None:
+    def __init__(self, segments: Segments, since: Mark | None, *, read_only: bool) -> None:
         """Not for use outside: see `open`."""
-        self._file, self._path = file, path
-        self._start = check_header(file, path, federation)
-        self._head, self._end, self._count = self._start.head, self._start.end, 0
-        size = file.size()
-        for frame in self._frames(size):
-            self._head, self._end = frame.head, frame.end
-            self._count += len(frame.entries)
-        self._cut_bytes = size - self._end
-        if self._cut_bytes and not read_only:
-            file.truncate(self._end)
+        self._segments = segments
+        self._since = since
+        self._cut_bytes = segments.cut_bytes
         self._pending: deque[tuple[bytes, asyncio.Future[Mark]]] = deque()
         self._pending_bytes = 0
         self._work, self._settled = asyncio.Event(), asyncio.Event()
@@ -131,31 +105,57 @@ class Journal:
 
     @property
     def path(self) -> Path:
-        """The file."""
-        return self._path
+        """The file that is written to."""
+        return self._segments.tail.segment.path
+
+    @property
+    def end(self) -> int:
+        """Where the last durable frame ends in `path`, in bytes."""
+        return self._segments.tail.end
+
+    @property
+    def before(self) -> Mark:
+        """What the first entry that is there follows on: index 0, or a later entry, which was pruned."""
+        return Mark(self._segments.beginning.first - 1, self._segments.beginning.head)
+
+    @property
+    def segments(self) -> Sequence[Path]:
+        """The files, oldest first."""
+        return [segment.path for segment in self._segments.all]
+
+    @property
+    def since(self) -> Mark | None:
+        """Which of the marks given to `open` is true: what lies before its segment was not checked."""
+        return self._since
 
     @property
     def head(self) -> bytes:
         """Chain hash (32 bytes) of the last durable frame."""
-        return self._head
+        return self._segments.tail.head
 
     @property
     def count(self) -> int:
         """Durable entries."""
-        return self._count
+        return self._segments.tail.count
 
     @property
     def cut_bytes(self) -> int:
         """Size of the torn tail found at opening, and cut (``read_only``: ignored)."""
         return self._cut_bytes
 
-    def entries(self) -> Iterator[Entry]:
-        """The durable entries up to now, checked again; holds one frame in memory at a time."""
-        index = 0
-        for frame in self._frames(self._end):
-            for data in frame.entries:
-                index += 1
-                yield Entry(index, data, frame.offset)
+    @property
+    def queued(self) -> int:
+        """The index of the entry that was appended last, durable or not."""
+        return self.count + len(self._pending)
+
+    def entries(self, after: int = 0) -> Iterator[Entry]:
+        """The durable entries up to now, behind the one with index ``after``; checked again, one frame in
+        memory at a time. Raises `JournalDamaged`."""
+        for place in self._segments.frames(after):
+            frame, path = place.frame, place.segment.path
+            for index, data in enumerate(frame.entries, place.first):
+                if index > after:
+                    yield Entry(index, data, frame.offset, path, frame.head)
 
     def append(self, data: bytes, *, urgent: bool = True) -> asyncio.Future[Mark]:
         """Queue an entry; entries are numbered in the order of calls.
@@ -190,8 +190,8 @@ class Journal:
     async def drain(self) -> None:
         """Wait until all that is pending now is durable, while `run` runs. Raises `JournalStopped`."""
         self.flush()
-        target = self._count + len(self._pending)
-        while self._count < target:
+        target = self.queued
+        while self.count < target:
             self._check_open()
             await self._settled.wait()
 
@@ -203,7 +203,7 @@ class Journal:
         it again if the disk was full.
         """
         if self._running:
-            raise RuntimeError(f"journal {self._path}: run() is already running")
+            raise RuntimeError(f"journal {self.path}: run() is already running")
         self._check_open()
         self._running = True
         try:
@@ -242,28 +242,22 @@ class Journal:
 
     def _commit(self, batch: _Batch) -> None:
         """Write and sync a frame. In a thread: touches nothing that the event loop changes meanwhile."""
-        frame, head = encode_frame(self._head, [data for data, _ in batch.entries])
         try:
-            if self._file.size() > self._end:  # left by an earlier try, on a full disk
-                self._file.truncate(self._end)
-            self._file.append(frame)
-            self._file.sync()
+            batch.tail = self._segments.write([data for data, _ in batch.entries])
         except OSError as error:
             self._failure = None if disk_full(error) else error
-            with suppress(OSError):
-                self._file.truncate(self._end)
             raise
-        batch.end, batch.head = self._end + len(frame), head
 
     def _settle(self, batch: _Batch) -> None:
-        if batch.head is not None:
-            self._head, self._end = batch.head, batch.end
+        if batch.tail is not None:
+            index, head = self.count, batch.tail.head
+            self._segments.advance(batch.tail)
             for data, future in batch.entries:
                 self._pending.popleft()
                 self._pending_bytes -= len(data)
-                self._count += 1
+                index += 1
                 if not future.done():
-                    future.set_result(Mark(self._count, self._head))
+                    future.set_result(Mark(index, head))
         if self._failure is not None:
             self._fail_pending()
         self._settled.set()
@@ -272,9 +266,9 @@ class Journal:
     def close(self) -> None:
         """Close the file; what is still pending fails. Not while `run` runs. May be called twice."""
         if self._running:
-            raise RuntimeError(f"journal {self._path}: cancel run() before close()")
+            raise RuntimeError(f"journal {self.path}: cancel run() before close()")
         self._closed = self._closed or "was closed"
-        self._file.close()
+        self._segments.close()
         self._fail_pending()
         self._settled.set()
 
@@ -294,7 +288,4 @@ class Journal:
 
     def _stopped(self) -> JournalStopped:
         disk = f"the disk failed ({self._failure}); free space or repair the disk, then start again"
-        return JournalStopped(f"journal {self._path}: {disk if self._failure else self._closed}")
-
-    def _frames(self, size: int) -> Iterator[Frame]:
-        return read_frames(self._file, self._path, self._start, size)
+        return JournalStopped(f"journal {self.path}: {disk if self._failure else self._closed}")

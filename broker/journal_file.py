@@ -1,17 +1,19 @@
-"""The file format of the journal: header, frames, what counts as a torn tail and what as damage.
+"""The format of a journal's files: header, frames, what counts as a torn tail and what as damage.
 
-File ``00000001.fbj``, integers little-endian, CRC-32 as in zlib:
+docs/journal.md describes it for other programs. Integers little-endian, CRC-32 as in zlib:
 
-- header: magic ``FBJ1``, u32 version, federation id (16 bytes), u32 CRC of these;
+- header: magic ``FBJ1``, u32 version, federation id (16 bytes), u32 number of the segment, u64 index of its
+  first entry, chain (32 bytes) that it continues, u32 CRC of these;
 - frames, one per commit: u32 length of the payload, u32 CRC of chain and payload, u32 CRC of these eight
   bytes (so that a damaged length is not taken for a torn tail); chain (32 bytes); payload, a MessagePack
   array of byte strings, the entries.
 
-chain(k) = SHA-256(chain(k-1) ‖ payload), chain(0) = SHA-256(header). Checksums tell damage, the chain tells
-doctored, removed and swapped frames; only who knows a later head can tell that the last frames are missing.
+chain(k) = SHA-256(chain(k-1) ‖ payload), across segments; chain(0) = SHA-256(magic ‖ version ‖ federation).
+Checksums tell damage, the chain tells doctored, removed and swapped frames; only who knows a later head can
+tell that the last frames are missing.
 
-Only one frame is ever in flight, so what a crash tore is the last frame: it is incomplete, or ends with the
-file but has a wrong checksum, or turns into zeros up to the end of the file.
+Only one frame is ever in flight, so what a crash tore is the last frame of the last segment: it is
+incomplete, or ends with the file but has a wrong checksum, or turns into zeros up to the end of the file.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,14 +35,15 @@ FRAME_BYTES_MAX = 8 << 20
 """Bound for the entries of a frame together, and so for a single one."""
 FEDERATION_BYTES = 16
 CHAIN_BYTES = 32
-NAME = "00000001.fbj"
 
 _MAGIC = b"FBJ1"
-_VERSION = 1
-_HEADER = struct.Struct("<4sI16s")
+_VERSION = 2
+_HEADER = struct.Struct("<4sI16sIQ32s")
 _PREFIX = struct.Struct("<II")
 _CRC = struct.Struct("<I")
-_HEADER_BYTES = _HEADER.size + _CRC.size
+_CHECKED = struct.Struct("<III")  # the prefix, and its CRC
+_GENESIS = struct.Struct("<4sI16s")
+HEADER_BYTES = _HEADER.size + _CRC.size
 _PREFIX_BYTES = _PREFIX.size + _CRC.size
 _PAYLOAD_BYTES_MAX = FRAME_BYTES_MAX + 5 * (FRAME_ENTRIES_MAX + 1)  # 5: MessagePack's longest prefix here
 _SCAN_BYTES = 1 << 16
@@ -49,6 +53,10 @@ _decoder = msgspec.msgpack.Decoder(list[bytes])
 
 class JournalError(Exception):
     """Something is wrong with a journal."""
+
+
+class JournalMissing(JournalError):
+    """There is no journal to read."""
 
 
 class JournalForeign(JournalError):
@@ -67,7 +75,15 @@ class JournalDamaged(JournalError):
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class Header:
+    """Of a segment: its number, the index of its first entry (both from 1), the chain that it continues."""
+
+    number: int
+    first: int
+    head: bytes
+
+
+class Frame(NamedTuple):
     """One commit. ``offset`` and ``end`` are bytes in the file, ``head`` is the chain up to here."""
 
     offset: int
@@ -76,18 +92,24 @@ class Frame:
     entries: list[bytes]
 
 
-def header(federation: bytes) -> bytes:
-    """What a new journal holds. ``federation`` is an id of 16 bytes."""
-    fields = _HEADER.pack(_MAGIC, _VERSION, federation)
+def genesis(federation: bytes) -> bytes:
+    """The chain before the first frame. ``federation`` is an id of 16 bytes."""
+    return hashlib.sha256(_GENESIS.pack(_MAGIC, _VERSION, federation)).digest()
+
+
+def encode_header(federation: bytes, header: Header) -> bytes:
+    """What a new segment holds."""
+    fields = _HEADER.pack(_MAGIC, _VERSION, federation, header.number, header.first, header.head)
     return fields + _CRC.pack(zlib.crc32(fields))
 
 
-def check_header(file: File, path: Path, federation: bytes) -> Frame:
-    """The start of the chain, as a frame without entries. Raises `JournalError` as it names."""
-    found = file.read_at(0, _HEADER_BYTES)
-    if len(found) < _HEADER_BYTES or found[:4] != _MAGIC:
+def read_header(file: File, path: Path, federation: bytes) -> Header:
+    """The header of the segment at ``path``. Raises `JournalError` as it names."""
+    found = file.read_at(0, HEADER_BYTES)
+    _refuse_first_format(found, path)
+    if len(found) < HEADER_BYTES or found[:4] != _MAGIC:
         raise JournalDamaged(path, 0, "file header")
-    _, version, owner = _HEADER.unpack_from(found)
+    _, version, owner, number, first, head = _HEADER.unpack_from(found)
     if zlib.crc32(found[: _HEADER.size]) != _CRC.unpack_from(found, _HEADER.size)[0]:
         raise JournalDamaged(path, 0, "checksum of the file header")
     if version != _VERSION:
@@ -97,7 +119,26 @@ def check_header(file: File, path: Path, federation: bytes) -> Frame:
             f"journal {path}: belongs to federation {owner.hex()}, not {federation.hex()};"
             " use that federation's configuration, or another state directory"
         )
-    return Frame(0, _HEADER_BYTES, hashlib.sha256(found).digest(), [])
+    return Header(number, first, head)
+
+
+def _refuse_first_format(found: bytes, path: Path) -> None:
+    """Format 1 had magic, version and federation only; it was never released."""
+    fields = found[: _GENESIS.size]
+    if (
+        len(found) >= len(fields) + _CRC.size
+        and fields[:8] == _MAGIC + _CRC.pack(1)
+        and _CRC.unpack_from(found, len(fields))[0] == zlib.crc32(fields)
+    ):
+        raise JournalError(
+            f"journal {path}: has format 1, from before the first release, and this fedbus reads format"
+            f" {_VERSION}; use the fedbus that wrote it, or begin with a new state directory"
+        )
+
+
+def frame_start(header: Header) -> Frame:
+    """The start of a segment's chain, as a frame without entries."""
+    return Frame(0, HEADER_BYTES, header.head, [])
 
 
 def encode_frame(head: bytes, entries: list[bytes]) -> tuple[bytes, bytes]:
@@ -125,13 +166,10 @@ def _read_frame(file: File, path: Path, last: Frame, size: int) -> Frame | None:
     offset = last.end
     prefix = file.read_at(offset, _PREFIX_BYTES)
     body_offset = offset + _PREFIX_BYTES
-    if (
-        len(prefix) < _PREFIX_BYTES
-        or zlib.crc32(prefix[: _PREFIX.size]) != _CRC.unpack_from(prefix, _PREFIX.size)[0]
-    ):
+    length, checksum, own = _CHECKED.unpack(prefix) if len(prefix) == _PREFIX_BYTES else (0, 0, -1)
+    if zlib.crc32(prefix[: _PREFIX.size]) != own:
         _refuse_unless_torn(file, path, offset, body_offset, size, "checksum of a frame's length")
         return None
-    length, checksum = _PREFIX.unpack_from(prefix)
     if length > _PAYLOAD_BYTES_MAX:
         raise JournalDamaged(path, offset, f"length {length}")
     end = body_offset + CHAIN_BYTES + length
@@ -142,10 +180,11 @@ def _read_frame(file: File, path: Path, last: Frame, size: int) -> Frame | None:
     payload = memoryview(body)[CHAIN_BYTES:]
     chain = hashlib.sha256(last.head)
     chain.update(payload)
-    if chain.digest() != body[:CHAIN_BYTES]:
+    head = chain.digest()
+    if head != body[:CHAIN_BYTES]:
         raise JournalDamaged(path, offset, "chain: a frame was changed, removed or moved")
     try:
-        return Frame(offset, end, chain.digest(), _decoder.decode(payload))
+        return Frame(offset, end, head, _decoder.decode(payload))
     except msgspec.DecodeError as error:
         raise JournalDamaged(path, offset, f"payload ({error})") from error
 

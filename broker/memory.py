@@ -22,6 +22,8 @@ WINDOW_DELIVERIES = 64
 SESSION_QUEUE_MESSAGES_MAX = 100_000
 """Messages queued for one session; more are dropped and counted."""
 
+TOPICS_KNOWN_MAX = 10_000
+
 
 class MemoryBroker:
     """Sessions, queues and routing. One per federation or test.
@@ -37,6 +39,7 @@ class MemoryBroker:
         self._passwords = passwords
         self._window_deliveries = window_deliveries
         self._sessions: dict[str, _Session] = {}
+        self._listeners: dict[str, list[_Session]] = {}  # by topic, as found; emptied when sessions change
 
     def disconnect(self, client_id: str) -> None:
         """Cut the client off until `restore`. What it did not acknowledge will come again."""
@@ -58,6 +61,7 @@ class MemoryBroker:
     def _session(self, client_id: str) -> _Session:
         if client_id not in self._sessions:
             self._sessions[client_id] = _Session(self._window_deliveries)
+            self._listeners.clear()
         return self._sessions[client_id]
 
     def _log_in(self, credentials: Credentials) -> _Session:
@@ -69,17 +73,33 @@ class MemoryBroker:
                     "add the user to the broker's passwords"
                 )
         if not credentials.durable:
-            self._sessions.pop(credentials.client_id, None)
+            self._forget(credentials.client_id)
         return self._session(credentials.client_id)
 
+    def _subscribe(self, session: _Session, subscriptions: tuple[str, ...]) -> None:
+        if session.subscriptions != subscriptions:
+            session.subscriptions = subscriptions
+            self._listeners.clear()
+
+    def _forget(self, client_id: str) -> None:
+        self._sessions.pop(client_id, None)
+        self._listeners.clear()
+
     def _route(self, topic: str, payload: bytes) -> None:
-        for session in self._sessions.values():
-            if any(covers(subscription, topic) for subscription in session.subscriptions):
-                if len(session.queue) >= SESSION_QUEUE_MESSAGES_MAX:
-                    self.dropped += 1
-                else:
-                    session.queue.append((topic, payload))
-                    session.wake()
+        if topic not in self._listeners:
+            if len(self._listeners) >= TOPICS_KNOWN_MAX:
+                self._listeners.clear()
+            self._listeners[topic] = [
+                session
+                for session in self._sessions.values()
+                if any(covers(subscription, topic) for subscription in session.subscriptions)
+            ]
+        for session in self._listeners[topic]:
+            if len(session.queue) >= SESSION_QUEUE_MESSAGES_MAX:
+                self.dropped += 1
+            else:
+                session.queue.append((topic, payload))
+                session.wake()
 
 
 class _Session:
@@ -117,7 +137,8 @@ class _Session:
     def flush_acks(self) -> None:
         while self.unacked and self.unacked[0].acked:
             self.unacked.popleft()
-        self.wake()
+        if self.queue:  # for which there may have been no room in the window
+            self.wake()
 
 
 class _MemoryDelivery:
@@ -159,7 +180,7 @@ class MemoryBus:
         session.detach()
         session.owner = self
         session.count = 0
-        session.subscriptions = self._subscriptions
+        self._broker._subscribe(session, self._subscriptions)
         self._state = session
         session.attach()
         return self
@@ -175,7 +196,7 @@ class MemoryBus:
             session.owner = None
             session.detach()
             if not self._credentials.durable:
-                self._broker._sessions.pop(self._credentials.client_id, None)
+                self._broker._forget(self._credentials.client_id)
 
     @property
     def problem(self) -> str:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, overload
@@ -191,12 +192,17 @@ def environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
 
 def with_our_packages(inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child in which our packages are found where we were found."""
-    here = Path(__file__).resolve().parent.parent
+    here = _here()
     # An installed package is found anyway; in front of the path it would come before the standard library.
     if here.name in {"site-packages", "dist-packages"}:
         return dict(inherited)
     path = [str(here), *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
     return {**inherited, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
+
+
+@cache  # each part of the path is looked up
+def _here() -> Path:
+    return Path(__file__).resolve().parent.parent
 
 
 def _first(group: ExceptionGroup[WorkerFailed]) -> WorkerFailed:

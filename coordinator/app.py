@@ -51,7 +51,8 @@ from coordinator.works import Works
 from schemas.ids import DeviceId
 from schemas.limits import TICK_S
 
-LOOK_S = 0.5  # how late a deadline may be noticed
+LOOK_S = 2.0  # how late a deadline may be noticed that is set while we wait
+LOOKS_APART_S = 0.1  # at least
 log = structlog.get_logger()
 
 
@@ -120,12 +121,13 @@ class Coordinator:
             await self._access.shut_out(device)
 
     async def _keep_time(self) -> None:
-        ticked_s = -math.inf
+        ticked_s, wait_s = -math.inf, LOOK_S
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(wait_s)
             now_s, jobs = self.ledger.now().run_s, list(self.ledger.state.jobs.values())
             due_s = next_deadline_run_s(jobs, ticked_s)
             running = any(job.state is JobState.RUNNING for job in jobs)
             if (due_s is not None and due_s <= now_s) or (running and now_s - ticked_s >= TICK_S):
                 ticked_s = now_s
                 await self.ledger.tick()
+            wait_s = LOOK_S if due_s is None else min(max(due_s - now_s, LOOKS_APART_S), LOOK_S)

@@ -59,6 +59,8 @@ async def serve(directory: Path, handle: Handle) -> None:
                 await writer.drain()
         except (ConnectionError, ValueError):
             pass  # the operator's program went away, or sent a line without end
+        except asyncio.CancelledError:
+            pass  # the coordinator ends; Python 3.11 reports a handler that was cancelled as an error
         finally:
             writer.close()
 

@@ -58,6 +58,7 @@ class Dispatch:
             asyncio.Queue(LANE_MESSAGES_MAX) for _ in range(LANES)
         ]
         self._sent_at_run_s: dict[tuple[str, str, int], tuple[float, float]] = {}
+        self._unanswered = asyncio.Event()  # as far as is known
         self._queued: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self._room = room
@@ -140,6 +141,7 @@ class Dispatch:
         if request is not None:
             now_s = self._ledger.now().run_s
             self._sent_at_run_s[job_id, device, number] = (now_s, again_after_s)
+            self._unanswered.set()
             self.tell(device, request)
 
     def _request(self, job_id: str, device: str, number: int) -> TrainingRequest | None:
@@ -223,8 +225,11 @@ class Dispatch:
 
     async def _resend(self) -> None:
         while True:
+            await self._unanswered.wait()
             await asyncio.sleep(RESEND_FIRST_S / 2)
             self.resend_due()
+            if not self._sent_at_run_s:
+                self._unanswered.clear()
 
     async def _send(self, bus: Bus, lane: asyncio.Queue[tuple[str, Event | bytes | SendModel]]) -> None:
         while True:

@@ -52,6 +52,7 @@ class Downlink:
         self._tell = tell
         self._queue: asyncio.Queue[Due] = asyncio.Queue()  # bounded by the credit
         self._due: dict[Due, bool] = {}  # whether it is sent for the second time
+        self._pulled = asyncio.Event()  # something is on its way, or was left
         self._left: Counter[str] = Counter()  # bytes sent to devices that fell silent
         self.credits = Credits(transfers_max=DEVICES_MAX)
         """Of what was sent, or is about to be, and has not shown up at its device."""
@@ -75,6 +76,7 @@ class Downlink:
             self._make_room(device)
             sealed_bytes = offered.manifest.chunk_bytes + CHUNK_OVERHEAD_BYTES
             self.credits.offer(device, transfer, wanted, sealed_bytes, now_s, window=WINDOW_FIRST_CHUNKS)
+            self._pulled.set()
         elif not stands_still:  # else it was sent before it could know of what was sent
             self.credits.follow(device, transfer, wanted, now_s)
         self._grant()
@@ -129,6 +131,7 @@ class Downlink:
 
     async def _take_back(self) -> None:
         while True:
+            await self._pulled.wait()
             await asyncio.sleep(RESEND_FIRST_S)
             for line in self.credits.expire(self._now_s()):
                 self._left[line.owner] += len(line.granted) * line.chunk_bytes
@@ -137,6 +140,8 @@ class Downlink:
                     self._left.pop(device)  # it never comes back
             self.credits.left_bytes = self._left.total()
             self._grant()
+            if not self.credits.lines and not self._left:
+                self._pulled.clear()
 
     def _now_s(self) -> float:
         return self._ledger.now().run_s

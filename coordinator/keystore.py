@@ -122,14 +122,14 @@ class KeyStore:
 
     def job_key(self, job: str, epoch: int) -> bytes:
         """The broadcast key of a job's epoch; made, durably, when asked for first."""
-        path = self._folder / "jobs" / job / f"{epoch:06d}.key"
+        path = self._folder / f"jobs/{job}/{epoch:06d}.key"
         if not self._files.exists(path):
             self._files.make_dir(path.parent)
             write_atomic(self._files, path, self._entropy.random_bytes(32).hex().encode() + b"\n")
         return _key(self._files, path)
 
     def _round_path(self, job: str, round_: int) -> Path:
-        return self._folder / "requests" / job / f"{round_:06d}.keys"
+        return self._folder / f"requests/{job}/{round_:06d}.keys"
 
     def _round(self, path: Path) -> dict[str, bytes]:
         if self._newest is None or self._newest[0] != path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -13,58 +12,44 @@ import structlog
 from broker.journal import Journal, Mark
 from broker.ports import Clock, Files, Offload
 from coordinator import receipts
-from coordinator.apply import apply
 from coordinator.core import BEHAVIOUR, step
 from coordinator.effects import Effect
-from coordinator.entries import Message, Sent, Turned, decode_entry, encode_entry
-from coordinator.facts import AnyFact, Heard
+from coordinator.entries import Message, Sent, Turned, encode_entry
+from coordinator.facts import AnyFact, Heard, VersionCommitted
+from coordinator.image import Recovered, encode_image
 from coordinator.inputs import AnyInput, DeviceSaid, Moment, Started, Ticked, UpdateCompleted
-from coordinator.state import Request, State
+from coordinator.recovery import open_recovered
+from coordinator.snapshots import Snapshots
+from coordinator.state import Request
 from coordinator.turn import Turn
 
 log = structlog.get_logger()
-FOLDER = "journal"
 FLUSH_S = 1.0  # how long what is not urgent may wait for its sync
+SNAPSHOT_PARTS = 4  # a snapshot is worth its bytes when the log grew by this part of them since the last one
 Perform = Callable[[Effect, Mark], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class Recovered:
-    """What the log says: the state, and for how long the coordinator has run so far."""
-
-    state: State
-    run_s: float = 0.0
-    turns: int = 0
-
-
-def recover(journal: Journal) -> Recovered:
-    """Apply every recorded fact, in order. Decides nothing anew."""
-    recovered = Recovered(State())
-    for logged in journal.entries():
-        entry = decode_entry(logged.data)
-        recovered.run_s = max(recovered.run_s, entry.at.run_s)
-        if isinstance(entry, Turned):
-            recovered.turns += 1
-            for fact in entry.facts:
-                apply(recovered.state, fact, entry.at.run_s)
-    return recovered
 
 
 class Ledger:
     """Owns the state. `submit` decides at once; its effects follow when the facts are durable."""
 
-    def __init__(self, journal: Journal, recovered: Recovered, clock: Clock) -> None:
+    def __init__(self, journal: Journal, recovered: Recovered, clock: Clock, snapshots: Snapshots) -> None:
         self.journal = journal
         self.state = recovered.state
+        self._turns = recovered.turns
+        self._snapshots = snapshots
+        self._image: tuple[asyncio.Future[Mark], bytes] | None = None  # the newest that is not written yet
+        self._imaged = asyncio.Event()
+        self._waits = asyncio.Event()  # something was appended that is not urgent
+        self._image_bytes = self._grown_bytes = 0
         self._clock = clock
         self._run_from_s = recovered.run_s - clock.monotonic_s()
         self._decided: asyncio.Queue[tuple[asyncio.Future[Mark] | None, list[Effect]]] = asyncio.Queue()
 
     @classmethod
     def open(cls, files: Files, directory: Path, federation: bytes, clock: Clock) -> Ledger:
-        """Read the whole log of a state directory. Raises `broker.journal.JournalError`."""
-        journal = Journal.open(files, directory / FOLDER, federation)
-        return cls(journal, recover(journal), clock)
+        """Recover what a state directory holds. Raises `broker.journal.JournalError`."""
+        journal, recovered = open_recovered(files, directory, federation)
+        return cls(journal, recovered, clock, Snapshots(files, directory, federation))
 
     def now(self) -> Moment:
         return Moment(self._run_from_s + self._clock.monotonic_s(), self._clock.wall_s())
@@ -88,12 +73,29 @@ class Ledger:
             recorded: Turned = Turned(at=moment, behaviour=BEHAVIOUR, input=message, facts=turn.facts)
         else:
             recorded = Turned(at=moment, behaviour=BEHAVIOUR, input=input_, facts=turn.facts)
-        done = self.journal.append(encode_entry(recorded), urgent=urgent)
+        done = self._append(encode_entry(recorded), urgent=urgent)
+        self._turns += 1
+        if any(isinstance(fact, VersionCommitted) for fact in turn.facts):
+            self._take_image(done, moment)
         self._decided.put_nowait((done, turn.effects))
         if log.is_enabled_for(logging.INFO):
             for fact in turn.facts:
                 self._say(fact)
         return done
+
+    def _append(self, data: bytes, *, urgent: bool) -> asyncio.Future[Mark]:
+        self._grown_bytes += len(data)
+        if not urgent:
+            self._waits.set()
+        return self.journal.append(data, urgent=urgent)
+
+    def _take_image(self, done: asyncio.Future[Mark], moment: Moment) -> None:
+        """Of the state after the turn whose entry is ``done`` when it is durable. With a thousand devices it
+        has megabytes, and is not made for every round."""
+        if self._grown_bytes * SNAPSHOT_PARTS >= self._image_bytes:
+            image = encode_image(Recovered(self.state, moment.run_s, self._turns))
+            self._image, self._image_bytes, self._grown_bytes = (done, image), len(image), 0
+            self._imaged.set()
 
     def _say(self, fact: AnyFact) -> None:
         """A line for people, with job, round, device and request where the fact has them."""
@@ -132,7 +134,7 @@ class Ledger:
     def sent(self, device: str, header: bytes, inner: bytes) -> None:
         """Record a message to a device; nothing waits for it, so it costs no sync of its own."""
         entry = Sent(at=self.now(), device=device, header=header, inner=inner)
-        self.journal.append(encode_entry(entry), urgent=False).add_done_callback(_retrieve)
+        self._append(encode_entry(entry), urgent=False).add_done_callback(_retrieve)
 
     async def run(self, offload: Offload, perform: Perform) -> None:
         """Make decisions durable and act on them, in order, until cancelled.
@@ -143,9 +145,21 @@ class Ledger:
             tasks.create_task(self.journal.run(offload), name="journal")
             tasks.create_task(self._act(perform), name="effects")
             tasks.create_task(self._flush(), name="flush")
+            tasks.create_task(self._keep_snapshots(offload), name="snapshots")
+
+    async def _keep_snapshots(self, offload: Offload) -> None:
+        """Write the newest image once the log holds durably what it is of; one at a time."""
+        while True:
+            await self._imaged.wait()
+            self._imaged.clear()
+            image, self._image = self._image, None
+            if image is not None:
+                await offload.run(self._snapshots.put, await image[0], image[1])
 
     async def _flush(self) -> None:
         while True:
+            await self._waits.wait()
+            self._waits.clear()
             await asyncio.sleep(FLUSH_S)
             self.journal.flush()
 

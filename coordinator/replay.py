@@ -3,7 +3,8 @@
 Needs the state directory alone (a copy will do, with its ``keys/``): no broker, no device, no coordinator.
 What was decided is taken from the log; what was computed is computed again: every folded update is checked
 for its device's signature, opened, compared with its recorded norm and samples, and added in log order to
-the version before, which was computed again too.
+the version before, which was computed again too. A log that was pruned begins with a snapshot: each job's
+version there is taken from its file, and so is the next one, if updates to it were pruned.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from broker.bodies import Bodies
-from broker.journal import Journal
 from broker.ports import Ports
 from coordinator.apply import apply
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
 from coordinator.keystore import Identity, KeyStore, load_identity
-from coordinator.ledger import FOLDER
+from coordinator.recovery import open_whole
 from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store
 from schemas.envelope import Envelope
@@ -38,14 +38,18 @@ def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> d
     """Compute every version again (of one job, if named; up to version ``until``, if given).
 
     The result's ``equal`` is True when every digest is the recorded one; ``difference`` names the first
-    that is not, or is None. Raises `broker.journal.JournalError`, `coordinator.keystore.KeysMissing`,
-    `NothingToReplay`.
+    that is not, or is None; ``pruned`` says how many versions of each job can no longer be computed. Raises
+    `broker.journal.JournalError`, `coordinator.keystore.KeysMissing`, `NothingToReplay`.
     """
     identity = load_identity(ports.files, directory)
-    journal = Journal.open(ports.files, directory / FOLDER, identity.federation, read_only=True)
-    state = State()
+    journal, base = open_whole(ports.files, directory, identity.federation)
+    state = base.recovered.state if base else State()
     refolds: dict[str, Refold] = {}
-    for logged in journal.entries():
+    for known in state.jobs.values():
+        if known.versions and (not job or known.id == job):
+            refolds[known.id] = Refold(ports, directory, identity, state, known.id)
+            refolds[known.id].follow(known)
+    for logged in journal.entries(base.mark.index if base else 0):
         entry = decode_entry(logged.data)
         for fact in entry.facts if isinstance(entry, Turned) else ():
             if isinstance(fact, VersionCommitted) and (not job or fact.job == job):
@@ -60,14 +64,15 @@ def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> d
             if isinstance(fact, UpdateJudged) and fact.job in refolds:
                 refolds[fact.job].judged[fact.device, fact.request] = fact
     if not refolds:
-        known = ", ".join(sorted(state.jobs)) or "none"
-        raise NothingToReplay(f"{directory} records no version of {job or 'any job'}; its jobs: {known}")
+        names = ", ".join(sorted(state.jobs)) or "none"
+        raise NothingToReplay(f"{directory} records no version of {job or 'any job'}; its jobs: {names}")
     jobs = {name: refold.versions for name, refold in refolds.items()}
     differences = [version for versions in jobs.values() for version in versions if not version["equal"]]
     return {
         "equal": not differences,
         "difference": min(differences, key=lambda version: version["entry"], default=None),
         "jobs": jobs,
+        "pruned": {name: refold.pruned for name, refold in refolds.items()},
         "entries": journal.count,
         "head": journal.head.hex(),
     }
@@ -83,13 +88,26 @@ class Refold:
         self._keys = KeyStore(ports.files, directory, ports.entropy)
         self._store = Store(ports.files, directory, identity, self._keys)
         self._bodies = Bodies(ports.files, directory / "bodies")
-        self._model = b""
+        self._model: bytes | None = b""
+        self._follows = b""  # digest of the version that is taken from its file when it is needed
+        self._broken = False  # the round that was open there lost updates
+        self.pruned = 0
         self.signers: dict[tuple[str, int], bytes] = {}  # who signed: a device may enrol anew later
         self.judged: dict[tuple[str, int], UpdateJudged] = {}
         self.versions: list[Version] = []
 
+    def follow(self, job: Job) -> None:
+        """Begin behind the newest version of ``job``, as a snapshot has it."""
+        self._model, self._follows = None, job.versions[-1].model
+        self._broken = bool(job.round and job.round.order)
+        self.pruned = len(job.versions)
+
     def version(self, fact: VersionCommitted, entry: int) -> None:
         """Compute the version that ``fact`` records; the state is as it was just before."""
+        if self._broken:
+            self._follows, self._broken = fact.model, False
+            self.pruned += 1
+            return
         problems: list[str] = []
         folded = 0
         if fact.round == 0:
@@ -100,7 +118,7 @@ class Refold:
                 problems, computed = [f"the initial model: {error}"], b""
         else:
             folded, problems = self._fold(self._state.jobs[self._job])
-            computed = sha256(self._model).digest()
+            computed = sha256(self._model or b"").digest()
         self.versions.append(
             {
                 "version": fact.version,
@@ -115,6 +133,11 @@ class Refold:
         )
 
     def _fold(self, job: Job) -> tuple[int, list[str]]:
+        if self._model is None:
+            try:
+                self._model = self._store.model(self._job, self._follows)
+            except (OSError, ValueError) as error:
+                return 0, [f"the version before: {error}"]
         folder = Folder(self._store.layout(self._job))
         problems = []
         for request in job.round.order if job.round else ():

@@ -101,7 +101,7 @@ class Round:
     closed: bool = False
 
     def count(self, *states: RequestState) -> int:
-        return sum(request.state in states for request in self.requests)
+        return len([request for request in self.requests if request.state in states])
 
 
 @dataclass(slots=True)

@@ -89,6 +89,7 @@ class Uploads:
         self._opening: dict[Key, asyncio.Event] = {}
         self._busy: set[Key] = set()  # being closed or made durable
         self._resting: dict[bytes, Resting] = {}  # by the request's key: one of each
+        self._begun = asyncio.Event()  # there is something that `run` may have to let go of
         self._stood_s = 0.0
         self.credits = Credits()
         self.put_off = 0
@@ -143,6 +144,7 @@ class Uploads:
         if begun is not None:
             order = (received or begun.envelope).order
             self._uploads[key] = Upload(key[0], begun, self._now_s(), order)
+            self._begun.set()
         self._opening.pop(key).set()
         if received is not None:
             await self._answer(key)
@@ -224,6 +226,7 @@ class Uploads:
         """Take back grants that nothing came of, and let go of what no device goes on with; neither of them
         while messages are not read."""
         while True:
+            await self._begun.wait()
             since_s = self._ports.clock.monotonic_s()
             await asyncio.sleep(RESEND_FIRST_S)
             if not reads():
@@ -241,6 +244,8 @@ class Uploads:
                     self._spools.remove(self._resting.pop(recipient).path)
             self.credits.expire(now_s)
             self._grant()
+            if not (self._uploads or self._resting or self.credits.lines):
+                self._begun.clear()
 
     async def _rest(self, key: Key) -> None:
         """The device fell silent. One spool of a request is kept for it to go on with, the newest."""
@@ -269,3 +274,4 @@ class Uploads:
             else:
                 key = request.device, envelope.transfer
                 self._resting[recipient] = Resting(key, path, self._now_s())
+                self._begun.set()

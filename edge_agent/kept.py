@@ -110,10 +110,10 @@ class Shelf:
         whole = [path for path in paths if self.whole(path)]
         newer = paths[paths.index(whole[-1]) + 1 :] if whole else paths
         spared = whole[-keep:] + newer[-keep:] if keep else []
+        gone = {path.name for path in paths} - {path.name for path in spared}
         for name in self._files.names(self._directory / DIR):
-            path = self._directory / DIR / ".".join(name.split(".")[:3])
-            if path in paths and path not in spared:
-                self._files.remove(path.with_name(name))
+            if ".".join(name.split(".")[:3]) in gone:
+                self._files.remove(self._directory / DIR / name)
 
     def remove(self, path: Path) -> None:
         """Remove a version that can't be used."""

@@ -189,7 +189,7 @@ class Ledger:
         return record
 
     def _request_path(self, key: RequestKey) -> Path:
-        return self._directory / REQUESTS_DIR / f"{key[0]}.{key[1]}"
+        return self._directory / f"{REQUESTS_DIR}/{key[0]}.{key[1]}"
 
     def _forget_old(self) -> None:
         """Keep what is open, the last `OPEN_UPDATES_MAX` of each running job, and `JOBS_MAX` other jobs, of

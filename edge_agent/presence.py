@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -137,6 +138,7 @@ class Presence:
         )
 
 
+@cache  # looking it up reads the package's files
 def _build() -> str:
     try:
         return f"fedbus {version('fedbus')}"

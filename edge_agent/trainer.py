@@ -106,35 +106,34 @@ class Trainer:
             return
         model = await self._models.pull(base_of(request, manifest), manifest)
         folder = self._outbox.new_folder(key)
-        made = False
         try:
-            made = await self._have_trained(request, self._order(request, layout, manifest, model, folder))
+            await self._have_trained(request, self._order(request, layout, manifest, model, folder))
         finally:
-            if not made:
+            if self._outbox.find(key) is None:
                 self._outbox.discard(folder)
 
-    async def _have_trained(self, request: TrainingRequest, order: work.Train) -> bool:
-        """Whether an update came of it; else the request was declined."""
+    async def _have_trained(self, request: TrainingRequest, order: work.Train) -> None:
+        """Have an update made, or decline the request. An update that is in the outbox stays there, also if
+        the ledger can't be written then: the next start finds it."""
         key = request.job, request.request
         fields = {"job": request.job, "round": request.round, "request": request.request}
         try:
             reply = await self._link.call(order)
         except WorkerFailed as failed:
             self._give_up(key, _told(request, failed.code, str(failed)), cause=str(failed))
-            return False
+            return
         if isinstance(reply, work.Problem):
             if reply.code == "base":
                 self._models.drop(Path(order.model))
             answer = _told(request, reply.code, reply.text, local=reply.local)
             self._give_up(key, answer, cause=reply.text)
-            return False
+            return
         self._outbox.add(key, Path(order.out_dir), reply)
         self._ledger.data.samples[request.dataset or request.task] = reply.samples
         self._ledger.settle(key, RequestState.MADE)
         log.info(
             "trained: %d samples, %d steps, %.1f s", reply.samples, reply.steps, reply.train_s, extra=fields
         )
-        return True
 
     def _order(
         self, request: TrainingRequest, layout: Layout, manifest: Manifest, model: Path, folder: Path

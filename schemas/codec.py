@@ -1,6 +1,7 @@
 """Structs ↔ msgpack. Limits are checked first, types second; what comes out is a validated struct.
 
-``msgpack`` moves the bytes, ``msgspec`` checks the types. Every struct of the wire goes through here.
+``msgpack`` reads the bytes, within limits; ``msgspec`` checks the types, and writes. Every struct of the wire
+goes through here.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from schemas.limits import BODY_BYTES_MAX, MSGPACK_ITEMS_MAX, MSGPACK_STRING_BYT
 
 T = TypeVar("T")
 
+_encoder = msgspec.msgpack.Encoder()
+
 
 def pack(value: Any) -> bytes:
     """``value`` (a struct, or plain lists, maps, numbers, text, bytes) as canonical msgpack."""
-    plain = msgspec.to_builtins(value, builtin_types=(bytes,))
-    packed: bytes = msgpack.packb(plain, use_bin_type=True)
-    return packed
+    return _encoder.encode(value)
 
 
 def unpack_plain(data: bytes | memoryview, *, bytes_max: int = BODY_BYTES_MAX) -> Any:
     """The plain value in ``data``. Raises `Malformed` before anything large is built."""
-    if len(data) > bytes_max:
-        raise Malformed(f"{len(data)} bytes where at most {bytes_max} are allowed")
+    size = len(data)
+    if size > bytes_max:
+        raise Malformed(f"{size} bytes where at most {bytes_max} are allowed")
     try:
         return msgpack.unpackb(
             data,
@@ -35,8 +37,8 @@ def unpack_plain(data: bytes | memoryview, *, bytes_max: int = BODY_BYTES_MAX) -
             max_str_len=MSGPACK_STRING_BYTES_MAX,
             max_bin_len=bytes_max,
             # An item has at least a byte, a pair two: what claims more would only make us allocate.
-            max_array_len=min(MSGPACK_ITEMS_MAX, len(data)),
-            max_map_len=min(MSGPACK_ITEMS_MAX, len(data) // 2),
+            max_array_len=min(MSGPACK_ITEMS_MAX, size),
+            max_map_len=min(MSGPACK_ITEMS_MAX, size // 2),
             max_ext_len=0,
         )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
@@ -45,7 +47,11 @@ def unpack_plain(data: bytes | memoryview, *, bytes_max: int = BODY_BYTES_MAX) -
 
 def unpack(data: bytes | memoryview, kind: type[T], *, bytes_max: int = BODY_BYTES_MAX) -> T:
     """A ``kind`` from ``data``. Raises `Malformed` for wrong bytes, types or values."""
-    plain = unpack_plain(data, bytes_max=bytes_max)
+    return typed(unpack_plain(data, bytes_max=bytes_max), kind)
+
+
+def typed(plain: Any, kind: type[T]) -> T:
+    """A ``kind`` from the plain value that `unpack_plain` found. Raises `Malformed`."""
     try:
         return msgspec.convert(plain, kind, builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError) as error:
@@ -57,7 +63,12 @@ def unpack_canonical(data: bytes, kind: type[T], *, bytes_max: int = BODY_BYTES_
 
     For everything that is signed: one value has one encoding, so its digest is the digest of its bytes.
     """
-    value = unpack(data, kind, bytes_max=bytes_max)
+    return canonical(unpack_plain(data, bytes_max=bytes_max), data, kind)
+
+
+def canonical(plain: Any, data: bytes, kind: type[T]) -> T:
+    """`unpack_canonical` of ``data``, in which `unpack_plain` found ``plain``."""
+    value = typed(plain, kind)
     if pack(value) != data:
         raise Malformed(f"a {getattr(kind, '__name__', kind)} that is not in its canonical form")
     return value

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from schemas.codec import pack, unpack_canonical, unpack_plain
+from schemas.codec import canonical, pack, unpack_plain
 from schemas.errors import Forged, Malformed, UnknownVersion, WrongRecipient
 from schemas.ids import DIGEST_BYTES, FEDERATION_BYTES, KEY_ID_BYTES, key_id, transfer_id
 from schemas.keys import SIGNATURE_BYTES, BoxKey, Kind, SigningKey, verify
@@ -231,7 +231,7 @@ def _parse_header(header_bytes: bytes) -> Header:
         version = plain[0][0]
         if isinstance(version, int) and version != PROTOCOL_VERSION:
             raise UnknownVersion(version, PROTOCOL_VERSION)
-    header = unpack_canonical(header_bytes, Header, bytes_max=HEADER_BYTES_MAX)
+    header = canonical(plain, header_bytes, Header)
     clear = header.clear
     if clear.suite != SUITE_XCHACHA20:
         raise Malformed(f"unknown cipher suite {clear.suite}")

@@ -36,6 +36,7 @@ def device_id(name: str) -> DeviceId:
     return DeviceId(checked_name(name, "device"))
 
 
+@lru_cache(maxsize=64)
 def federation_id(root_key: bytes) -> FederationId:
     """The federation *is* its first root key: BLAKE2b-128 of the Ed25519 public key."""
     return FederationId(blake2b(root_key, digest_size=FEDERATION_BYTES, person=b"fb1.federation").digest())

@@ -151,6 +151,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, tag="certificate"):
     key_set: int
 
 
+@lru_cache(maxsize=64)
 def open_key_set(blob: bytes, root: bytes, federation: FederationId, newest: int = 0) -> KeySet:
     """The key set in ``blob`` if the pinned ``root`` signed it for this federation and it is not older.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from hashlib import blake2b
+from hmac import compare_digest
 from typing import Final
 
 from nacl import bindings
@@ -112,5 +113,5 @@ def chunk_open_into(
 
 def commitment(key: bytes, person: bytes, context: bytes, expected: bytes) -> None:
     """Raises `KeyRefused` unless ``key`` is the one that was committed to."""
-    if not bindings.sodium_memcmp(derive(key, person, context), expected):
+    if not compare_digest(derive(key, person, context), expected):
         raise KeyRefused("the key is not the one that the sender committed to")

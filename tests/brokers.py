@@ -65,10 +65,10 @@ def until(condition: Callable[[], object], what: str, patience_s: float = PATIEN
         time.sleep(0.01)
 
 
-def answers(port: int) -> bool:
+def answers(port: int, host: str = "127.0.0.1") -> bool:
     """Whether somebody accepts connections there."""
     try:
-        socket.create_connection(("127.0.0.1", port), 0.5).close()
+        socket.create_connection((host, port), 0.5).close()
     except OSError:
         return False
     return True
@@ -113,6 +113,7 @@ class Mosquitto:
     )
 
     def __init__(self, base: Path, config: str = OPEN + DURABLE, *, port: int = 0) -> None:
+        self.host = "127.0.0.1"  # as ``config`` says
         self.port = port or free_ports(1)[0]
         self.log = base / "mosquitto.log"
         self._base = base
@@ -146,7 +147,7 @@ class Mosquitto:
     def _up(self) -> bool:
         if self.process.poll() is not None:
             raise RuntimeError(f"mosquitto ended: {self.log.read_text()}")
-        return answers(self.port)
+        return answers(self.port, self.host)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it; with SIGKILL it forgets what it did not save."""
@@ -192,7 +193,7 @@ class RabbitMQ:
         self.operator = Management(self.management)
         self.log = base / "rabbitmq.log"
         self._base = base
-        self._extra = extra.replace("{mqtts}", str(self.mqtts)).replace("{amqps}", str(self.amqps))
+        self.extra = extra.replace("{mqtts}", str(self.mqtts)).replace("{amqps}", str(self.amqps))
         self._processes: list[subprocess.Popen[bytes]] = []
         arguments = ["+sbwt none +sbwtdcpu none +sbwtdio none", "-kernel inet_dist_use_interface {127,0,0,1}"]
         self.environment = environment = {  # of ``rabbitmqctl``, too, to find this node
@@ -229,7 +230,7 @@ class RabbitMQ:
             "mqtt.allow_anonymous = false\nmqtt.exchange = amq.topic\n"
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.management}\n"
             "log.file = false\nlog.console = true\nlog.console.level = info\n"
-            "vm_memory_high_watermark.absolute = 4GB\ndisk_free_limit.absolute = 50MB\n" + self._extra
+            "vm_memory_high_watermark.absolute = 4GB\ndisk_free_limit.absolute = 50MB\n" + self.extra
         )
 
     def start(self) -> None:
@@ -273,8 +274,9 @@ class RabbitMQ:
         self.ctl("eval", "[dets:sync(T) || T <- dets:all()], mnesia:sync_log().")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End the node and its epmd. What is durable is there again after `start`."""
-        os.kill(self.pid, number)
+        """End the node, unless it is dead, and its epmd. What is durable is there again after `start`."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
         epmd, server = self._processes
         server.wait(PATIENCE_S)
         epmd.terminate()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from broker.ports import Ports
@@ -46,8 +47,9 @@ def maker(ports: Ports, count: int) -> Answer:
     return answer
 
 
-def trainer(ports: Ports, count: int, draw: random.Random) -> Answer:
-    """What a device's answers to the order to train: the same drawn number everywhere."""
+def trainer(ports: Ports, count: int, draw: random.Random, inline_max: int = INLINE_BYTES_MAX) -> Answer:
+    """What a device's answers to the order to train: the same drawn number everywhere. Updates of more than
+    ``inline_max`` bytes travel in chunks."""
 
     def answer(data: bytes) -> bytes | None:
         order = work.decode_order(data[work.FRAME.size :])
@@ -66,7 +68,7 @@ def trainer(ports: Ports, count: int, draw: random.Random) -> Answer:
             evaluation={},
             content=sha256(delta).digest(),
         )
-        sealed = seal_update(ports, order, update, delta)
+        sealed = seal_update(ports, replace(order, inline_max=inline_max), update, delta)
         trained = work.Trained(
             clear=sealed.clear,
             seal=sealed.seal,

@@ -64,18 +64,17 @@ def list_jobs(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False)
 @jobs.command()
 def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
     """Show one job: state, rounds, and what it waits for."""
-    from coordinator import views
+    from coordinator import history
     from coordinator.cli import show as showing
-    from coordinator.cli.state import open_journal
+    from coordinator.cli.state import open_records, read_state
 
     view = _job_view(directory, job)
-    journal = open_journal(directory)
-    try:
-        view["history"] = views.history(journal, job)
-        view["troubles"] = showing.troubles(journal, job)
-        spec = showing.specification(journal, job)
-    finally:
-        journal.close()
+    with open_records(directory) as tables:
+        view["history"] = history.history(tables, job)
+        view["troubles"] = history.troubles(tables, job)
+        spec = history.specification(tables, job)
+    if spec is None:  # its submission was pruned before the records were made
+        spec = read_state(directory).jobs[job].spec
     if as_json:
         print_json(view)
     else:
@@ -152,16 +151,12 @@ def export(
 ) -> None:
     """Write a version to a safetensors file."""
     from broker.system import system_ports
-    from coordinator import exporting, ledger
-    from coordinator.cli.state import open_journal
+    from coordinator import exporting
+    from coordinator.cli.state import read_state
 
     if out.is_dir():
         raise UsageFault(f"{out} is a folder; name the file to write, such as {out / job}.safetensors")
-    journal = open_journal(directory)
-    try:
-        known, found = exporting.find_version(ledger.recover(journal).state, job, version)
-    finally:
-        journal.close()
+    known, found = exporting.find_version(read_state(directory), job, version)
     size_bytes = exporting.export(system_ports(), directory, known, found, out)
     if as_json:
         digest = found.model.hex()

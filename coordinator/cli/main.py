@@ -17,6 +17,7 @@ import typer
 from coordinator.cli.broker import broker as broker_commands
 from coordinator.cli.doctor import doctor
 from coordinator.cli.jobs import jobs, models
+from coordinator.cli.journal import journal
 from coordinator.cli.options import DIRECTORY_DEFAULT, AsJson, Directory
 from coordinator.cli.output import Failed, print_error, print_json, print_table
 from coordinator.cli.status import dead_letters, status
@@ -37,6 +38,7 @@ app.add_typer(devices, name="devices")
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
 app.add_typer(broker_commands, name="broker")
+app.add_typer(journal, name="journal")
 app.command()(doctor)
 app.command()(status)
 app.command("dead-letters")(dead_letters)
@@ -205,7 +207,11 @@ def replay(
     else:
         for name, versions in result["jobs"].items():
             equal = sum(version["equal"] for version in versions)
-            print(f"job {name}: {len(versions)} versions computed again from the log, {equal} digests equal")
+            pruned = result["pruned"][name]
+            print(
+                f"job {name}: {len(versions)} versions computed again from the log, {equal} digests equal"
+                + (f"; versions 0 to {pruned - 1} were pruned" if pruned else "")
+            )
     if not result["equal"]:
         first = result["difference"]
         cause = "; ".join(first["problems"]) or "the bits differ"

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from broker.journal import Journal
 from coordinator.cli.output import print_lines, print_table
-from coordinator.entries import Turned, decode_entry
-from coordinator.facts import AnyFact, JobSubmitted, RequestDeclined, RequestsIssued, UpdateJudged
 from schemas.jobs import JobSpec
 
 View = dict[str, Any]
@@ -17,31 +14,6 @@ View = dict[str, Any]
 TROUBLES_SHOWN: Final = 10
 OPEN: Final = ("issued", "accepted", "received")
 COLUMNS: Final = ("round", "reports", "samples", "accuracy before", "seconds", "overhead s", "model")
-
-
-def troubles(journal: Journal, name: str) -> list[View]:
-    """What did not become part of the model, oldest first: declined requests and rejected updates, each
-    with the round that it was asked in and the reason."""
-    rounds: dict[tuple[str, int], int] = {}
-    found = []
-    for fact in _facts(journal, name):
-        match fact:
-            case RequestsIssued():
-                rounds |= {(issued.device, issued.number): fact.round for issued in fact.requests}
-            case RequestDeclined():
-                reason = f"{fact.reason}: {fact.text}"
-                found.append(_trouble(rounds[fact.device, fact.request], fact.device, "declined", reason))
-            case UpdateJudged(folded=False):
-                round_ = rounds[fact.device, fact.request]
-                found.append(_trouble(round_, fact.device, "rejected", fact.reason))
-            case _:
-                pass
-    return found
-
-
-def specification(journal: Journal, name: str) -> JobSpec | None:
-    """What was submitted under this name."""
-    return next((fact.spec for fact in _facts(journal, name) if isinstance(fact, JobSubmitted)), None)
 
 
 def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
@@ -84,18 +56,6 @@ def _told(found: list[View], job: str, directory: Path) -> Iterator[str]:
         yield f"{hidden} earlier refusals: `fedbus-coordinator jobs show {job} --json --dir {directory}`"
     for trouble in found[-TROUBLES_SHOWN:]:
         yield f"round {trouble['round']}: {trouble['device']}: {trouble['state']}: {trouble['reason']}"
-
-
-def _facts(journal: Journal, name: str) -> Iterator[AnyFact]:
-    for logged in journal.entries():
-        entry = decode_entry(logged.data)
-        for fact in entry.facts if isinstance(entry, Turned) else ():
-            if getattr(fact, "job", None) == name:
-                yield fact
-
-
-def _trouble(round_: int, device: str, state: str, reason: str) -> View:
-    return {"round": round_, "device": device, "state": state, "reason": reason}
 
 
 def _row(round_: View) -> tuple[object, ...]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.journal import Journal
 from broker.system import system_ports
-from coordinator import control, ledger
+from coordinator import control, recovery
 from coordinator.config import FILE, ConfigError
 from coordinator.keystore import load_identity
 from coordinator.state import State
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 Answer = Any
 
@@ -29,12 +33,18 @@ def look(directory: Path, command: dict[str, Any], from_log: Callable[[State], A
     try:
         return ask(directory, command)
     except control.NotServing:
-        journal = open_journal(directory)
-        try:
-            # As it would have come over the socket: tuples are lists, names are strings.
-            return json.loads(json.dumps(from_log(ledger.recover(journal).state)))
-        finally:
-            journal.close()
+        # As it would have come over the socket: tuples are lists, names are strings.
+        return json.loads(json.dumps(from_log(read_state(directory))))
+
+
+def read_state(directory: Path) -> State:
+    """What the log says, beside a coordinator that writes. Raises `JournalError`, `KeysMissing`."""
+    require_state_directory(directory)
+    files = system_ports().files
+    identity = load_identity(files, directory)
+    journal, recovered = recovery.open_recovered(files, directory, identity.federation, read_only=True)
+    journal.close()
+    return recovered.state
 
 
 def open_journal(directory: Path) -> Journal:
@@ -42,7 +52,18 @@ def open_journal(directory: Path) -> Journal:
     require_state_directory(directory)
     files = system_ports().files
     identity = load_identity(files, directory)
-    return Journal.open(files, directory / ledger.FOLDER, identity.federation, read_only=True)
+    return Journal.open(files, directory / recovery.FOLDER, identity.federation, read_only=True)
+
+
+@contextmanager
+def open_records(directory: Path) -> Iterator[Connection]:
+    """The tables of `coordinator.records`, as the log is now. Raises `JournalError`, `KeysMissing`."""
+    from coordinator import records
+
+    require_state_directory(directory)
+    files = system_ports().files
+    with records.reading(files, directory, load_identity(files, directory).federation) as tables:
+        yield tables
 
 
 def require_state_directory(directory: Path) -> None:

@@ -22,13 +22,12 @@ from broker.ports import LockHeld, Ports, write_atomic
 from broker.system import system_ports
 from coordinator.cli.init import begin
 from coordinator.cli.output import Failed, UsageFault, print_json
-from coordinator.cli.state import open_journal
+from coordinator.cli.state import read_state
 from coordinator.config import FILE, load_config
 from coordinator.demo import data as demo_data
 from coordinator.demo import run as demo_run
 from coordinator.demo.progress import LiveProgress, PlainProgress, Progress
 from coordinator.demo.result import print_result
-from coordinator.ledger import recover
 from coordinator.setup import embedded_broker
 
 SETTINGS = "demo.json"
@@ -98,13 +97,9 @@ def _require_unused(ports: Ports, directory: Path, settings: Settings) -> None:
     if settings.broker:
         raise UsageFault(f"{directory} holds a federation with a broker of its own; leave --broker out")
     try:
-        journal = open_journal(directory)
+        state = read_state(directory)
     except JournalMissing:
         return  # it never served
-    try:
-        state = recover(journal).state
-    finally:
-        journal.close()
     if state.jobs or state.devices:
         raise UsageFault(
             f"{directory} holds a federation that is in use; the demo wants one without jobs and devices: "

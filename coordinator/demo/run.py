@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.journal import Journal
 from broker.ports import LockHeld, Ports, write_atomic
-from coordinator import control, exporting, ledger, views
+from coordinator import control, exporting, history, records
 from coordinator.cli.output import Failed
 from coordinator.config import LOCK, load_config
 from coordinator.demo import result
@@ -115,7 +114,7 @@ class Run:
             "broker": config.broker,
             "device_urls": config.urls_for_devices(),
             "round_s_median": median([view["round_s"] for view in rounds[1:] or rounds]),
-            "round_overhead_s_median": views.overhead_median_s(rounds),
+            "round_overhead_s_median": history.overhead_median_s(rounds),
             "round_s": [view["round_s"] for view in rounds],
             "round_train_s": [view["train_s"] for view in rounds],
             "round_overhead_s": [view["overhead_s"] for view in rounds],
@@ -196,7 +195,7 @@ class Run:
     async def _watch(self) -> None:
         """Show the job until it has ended. Raises `Failed` unless it finished."""
         clock = self._ports.clock
-        rounds: list[views.View] = []
+        rounds: list[history.View] = []
         looked_s = clock.monotonic_s()
         while True:
             job = await self._ask({"op": "job", "job": JOB})
@@ -211,14 +210,10 @@ class Run:
                 raise Failed(f"job {JOB} {job['state']}: {job['reason']}; see {self._logs}")
             await asyncio.sleep(POLL_S)
 
-    def _history(self) -> list[views.View]:
+    def _history(self) -> list[history.View]:
         files, directory = self._ports.files, self._directory
-        federation = load_identity(files, directory).federation
-        journal = Journal.open(files, directory / ledger.FOLDER, federation, read_only=True)
-        try:
-            return views.history(journal, JOB)
-        finally:
-            journal.close()
+        with records.reading(files, directory, load_identity(files, directory).federation) as tables:
+            return history.history(tables, JOB)
 
     async def _ask(self, command: dict[str, Any]) -> Any:
         """The coordinator's answer, once it is up (again). Raises `Failed`."""

@@ -20,7 +20,7 @@ from broker.checkup import Finding, Level, healthy
 from broker.journal import Journal, JournalError, JournalMissing
 from broker.ports import Ports
 from broker.reach import dated, reach
-from coordinator import control, ledger
+from coordinator import control, recovery
 from coordinator.broker_admin import roster
 from coordinator.broker_admin.management import Management
 from coordinator.broker_admin.site import CLIENTS
@@ -179,7 +179,7 @@ def _secrets(directory: Path) -> Finding:
 def _journal(directory: Path, identity: Identity, ports: Ports) -> tuple[Finding, float]:
     """Whether the journal can be read, and the wall time of its last entry."""
     try:
-        journal = Journal.open(ports.files, directory / ledger.FOLDER, identity.federation, read_only=True)
+        journal = Journal.open(ports.files, directory / recovery.FOLDER, identity.federation, read_only=True)
     except JournalMissing:
         return Finding("journal", Level.OK, "none yet: nobody has served here"), 0.0
     except (JournalError, OSError) as error:
@@ -187,7 +187,7 @@ def _journal(directory: Path, identity: Identity, ports: Ports) -> tuple[Finding
         return Finding("journal", Level.FAULT, str(error), change), 0.0
     last = b""
     try:
-        for entry in journal.entries():
+        for entry in journal.entries(journal.count - 1):
             last = entry.data
         newest_wall_s = decode_entry(last).at.wall_s if last else 0.0
     except (JournalError, WireError, OSError) as error:

@@ -77,12 +77,17 @@ class Session:
             self.reconnected += 1
 
     async def stirs(self) -> bool:
-        """Whether anything at all comes soon, a new connection among it. The session is of no use then."""
+        """Whether it is not ours alone: a message comes, for which it did not ask, or it is pushed out again
+        and again. Once may be the end of the broker. The session is of no use then."""
+        if self._early:
+            return True
         with suppress(TimeoutError):
-            async with asyncio.timeout(0.0 if self._early else SHARED_S):
-                await anext(self._arrivals)
-                return True
-        return bool(self._early)
+            for _ in range(2):
+                async with asyncio.timeout(SHARED_S):
+                    if not isinstance(await anext(self._arrivals), Connected):
+                        return True
+            return True
+        return False
 
     async def take(self) -> bytes:
         """The next message, acknowledged."""

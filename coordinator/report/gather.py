@@ -10,14 +10,16 @@ from typing import Any
 
 from broker.journal import Journal
 from broker.ports import Ports
-from coordinator import ledger, views
+from coordinator import records, recovery
 from coordinator.apply import apply
 from coordinator.cli.output import Failed
 from coordinator.control import CommandFailed
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import JobSubmitted, RequestDeclined, RequestsIssued, UpdateJudged
+from coordinator.history import View, history
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.report.traffic import Traffic, count_traffic
+from coordinator.snapshots import Snapshot
 from coordinator.state import Job, State
 from coordinator.store import Store
 
@@ -57,7 +59,7 @@ class Report:
     federation: str
     broker: str
     job: Job
-    rounds: list[views.View]
+    rounds: list[View]
     devices: list[Participation]
     began_wall_s: float
     newest_wall_s: float
@@ -96,15 +98,16 @@ def gather(
     `coordinator.keystore.KeysMissing`, OSError."""
     identity = load_identity(ports.files, directory)
     store = Store(ports.files, directory, identity, KeyStore(ports.files, directory, ports.entropy))
-    journal = Journal.open(ports.files, directory / ledger.FOLDER, identity.federation, read_only=True)
+    journal, base = recovery.open_whole(ports.files, directory, identity.federation)
     try:
-        state, known = _read(journal, name)
+        state, known = _read(journal, name, base)
         if name not in state.jobs:
             raise CommandFailed(f"there is no job {name}; `fedbus-coordinator jobs list` shows them")
-        rounds = views.history(journal, name)
         traffic = count_traffic(journal, ports.files, directory, identity, store)
     finally:
         journal.close()
+    with records.reading(ports.files, directory, identity.federation) as tables:
+        rounds = history(tables, name)
     for (device, job), bytes_moved in traffic.items():
         if job == name:
             known.device(device).traffic = bytes_moved
@@ -138,12 +141,12 @@ class _Known:
         return self.devices.setdefault(name, Participation(name))
 
 
-def _read(journal: Journal, name: str) -> tuple[State, _Known]:
-    state, known = State(), _Known()
+def _read(journal: Journal, name: str, base: Snapshot | None) -> tuple[State, _Known]:
+    state, known = base.recovered.state if base else State(), _Known()
     # By device and request: what was folded may be rejected after all, when its job ends before its round.
     verdicts: dict[tuple[str, int], UpdateJudged] = {}
     declines: dict[tuple[str, int], RequestDeclined] = {}
-    for logged in journal.entries():
+    for logged in journal.entries(base.mark.index if base else 0):
         entry = decode_entry(logged.data)
         for fact in entry.facts if isinstance(entry, Turned) else ():
             apply(state, fact, entry.at.run_s)

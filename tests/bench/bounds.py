@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final
 
 from schemas.limits import MIB
@@ -48,6 +49,22 @@ def _fold(result: Result) -> Iterator[Bound]:
         yield Bound(f"{size}: peak over idle, bytes per parameter", row["peak_bytes_per_parameter"], 32)
 
 
+def _journal(result: Result) -> Iterator[Bound]:
+    for row in result["rows"]:
+        what = f"appends, {row['together']} of {row['bytes'] // 1000} kB together: share of bare speed"
+        if row["bytes"] >= 1_000_000:
+            yield Bound(what, row["ratio"], 0.7, least=True)
+        elif row["together"] > 1:
+            yield Bound(what, row["ratio"], 0.3, least=True)
+    yield Bound("recovery with snapshot, s", median(result["recovery"]["with_snapshot_s"]), 2)
+
+
+def _restart(result: Result) -> Iterator[Bound]:
+    yield Bound("killed in a round, to the next folded update, s", max(result["to_next_fold_s"]), 3)
+    yield Bound("updates trained twice", result["trained_twice"], 0)
+    yield Bound("devices that joined again", result["joined_again"], 0)
+
+
 def _throughput(result: Result) -> Iterator[Bound]:
     for row in result["rows"]:
         chunks = f"{row['broker']}, chunks of {row['chunk_bytes'] // 1024} KiB"
@@ -75,6 +92,8 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "rounds": _rounds,
     "idle": _idle,
     "fold": _fold,
+    "journal": _journal,
+    "restart": _restart,
     "throughput": _throughput,
     "uploading": _uploading,
     "tls": _tls,

@@ -30,6 +30,7 @@ BROKERS: Final = ("mosquitto", "rabbitmq")
 TASK: Final = "vision"
 ENROLLING: Final = 16  # devices that enrol side by side
 SETTLED_S: Final = 5.0
+HERE: Final = "127.0.0.1"
 
 
 def config_of(parameters: int) -> dict[str, Any]:
@@ -101,17 +102,21 @@ class Deployment:
 
 
 @contextmanager
-def deployed(kind: str, base: Path, *, tls: bool = False) -> Iterator[Deployment]:
-    """``kind`` is one of `BROKERS`: Mosquitto for all, or AMQP for the coordinator and MQTT for devices."""
+def deployed(kind: str, base: Path, *, tls: bool = False, host: str = HERE) -> Iterator[Deployment]:
+    """``kind`` is one of `BROKERS`: Mosquitto for all, or AMQP for the coordinator and MQTT for devices,
+    whose way to the broker is ``host``."""
     if kind == "mosquitto":
-        with _on_mosquitto(base, tls=tls) as deployment:
+        with _on_mosquitto(base, host, tls=tls) as deployment:
             yield deployment
         return
     erlang = re.findall(r'ERL_ARGS="(.*)"', ENVIRONMENT_TEXT)
-    with RabbitMQ(base / "rabbitmq", extra=_settings(), erlang=erlang) as node:
+    node = RabbitMQ(base / "rabbitmq", extra=_settings(), erlang=erlang)
+    if host != HERE:
+        node.extra += f"mqtt.listeners.tcp.2 = {host}:{node.mqtt}\n"
+    with node:
         password = base / "management"
         password.write_text("guest")
-        url, device_url = f"amqp://127.0.0.1:{node.amqp}", f"mqtt://127.0.0.1:{node.mqtt}"
+        url, device_url = f"amqp://{HERE}:{node.amqp}", f"mqtt://{host}:{node.mqtt}"
         site = Installation(base / "federation", url, "--device-url", device_url)
         login = ["--management", f"http://guest@127.0.0.1:{node.management}", "--store-credentials"]
         site.command("broker", "rabbitmq", *login, "--management-password-file", str(password))
@@ -119,16 +124,18 @@ def deployed(kind: str, base: Path, *, tls: bool = False) -> Iterator[Deployment
 
 
 @contextmanager
-def _on_mosquitto(base: Path, *, tls: bool) -> Iterator[Deployment]:
+def _on_mosquitto(base: Path, host: str, *, tls: bool) -> Iterator[Deployment]:
     (port,) = free_ports(1)
-    url = f"mqtts://localhost:{port}" if tls else f"mqtt://127.0.0.1:{port}"
+    url = f"mqtts://localhost:{port}" if tls else f"mqtt://{host}:{port}"
     home = base / "mosquitto"
     site = Installation(base / "federation", url)
-    options = ["--tls"] if tls else []
+    options = ["--listen", f"{host}:{port}", *(["--tls"] if tls else [])]
     site.command("broker", "mosquitto", "--pid-file", str(home / "mosquitto.pid"), *options)
     config = (site.directory / "broker" / "mosquitto.conf").read_text()
     config += "persistence_location {base}/\npid_file {base}/mosquitto.pid\n"
-    with Mosquitto(home, config, port=port) as broker:
+    broker = Mosquitto(home, config, port=port)
+    broker.host = host
+    with broker:
         yield Deployment(site, broker, url, url)
 
 

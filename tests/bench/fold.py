@@ -38,7 +38,7 @@ from broker.system import system_ports
 from coordinator.cli.state import open_journal
 from coordinator.fold import read_envelope, stored, stored_name
 from coordinator.keystore import KeyStore, load_identity
-from coordinator.ledger import recover
+from coordinator.recovery import recover
 from coordinator.state import JobState, RequestState
 from schemas import events as e
 from schemas import topics

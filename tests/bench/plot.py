@@ -62,6 +62,37 @@ def fold(result: Result, path: Path) -> None:
     _save(figure, path)
 
 
+def journal(result: Result, path: Path) -> None:
+    """Appends beside the bare work, and recovery."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    rows, recovery = result["rows"], result["recovery"]
+    left.bar(range(len(rows)), [row["ratio"] for row in rows], color="tab:blue")
+    for place, row in enumerate(rows):
+        left.text(place, row["ratio"], f"{row['appends_per_s']:,.0f}/s", ha="center", va="bottom")
+    names = [f"{row['bytes'] // 1000} kB\n× {row['together']}" for row in rows]
+    left.set(xticks=list(range(len(rows))), xticklabels=names, ylim=(0, 1.3))
+    left.set(ylabel="share of the bare speed", title="durable appends")
+    for place, what in enumerate(("with_snapshot_s", "without_snapshot_s")):
+        right.plot([place] * len(recovery[what]), recovery[what], "o", color="tab:blue")
+    right.axhline(2.0, color="tab:red", linestyle="--", label="bound, with snapshot: 2 s")
+    right.set(xticks=[0, 1], xticklabels=["with snapshot", "without"], xlim=(-0.5, 1.5), ylabel="s")
+    right.set(ylim=(0, None), title=f"recovery after {recovery['updates']:,} updates")
+    right.legend()
+    _save(figure, path)
+
+
+def restart(result: Result, path: Path) -> None:
+    """From a new process to the next folded update, of each kill."""
+    figure, axes = plt.subplots(figsize=(7, 2.4))
+    axes.bar(range(1, 1 + result["kills_in_a_round"]), result["to_next_fold_s"], color="tab:blue")
+    axes.axhline(3.0, color="tab:red", linestyle="--", label="bound: 3 s")
+    axes.set(
+        xlabel="kill", ylabel="s", title=f"{result['devices']} agents live on; to the next folded update"
+    )
+    axes.legend()
+    _save(figure, path)
+
+
 def throughput(result: Result, path: Path) -> None:
     """Bare clients and receipted updates, side by side."""
     rows = result["rows"]

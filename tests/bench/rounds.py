@@ -11,8 +11,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from coordinator.cli.state import open_journal
-from coordinator.views import history
+from coordinator.cli.state import open_records
+from coordinator.history import history
 from tests.live.fleet import Fleet
 
 DEVICES = 4
@@ -26,7 +26,8 @@ def measure() -> dict[str, Any]:
             fleet.run_all()
             fleet.submit(rounds=ROUNDS)
             fleet.until(fleet.finished, 300.0)
-        rounds = history(open_journal(Path(name) / "coordinator"), "digits")[1:]
+        with open_records(Path(name) / "coordinator") as tables:
+            rounds = history(tables, "digits")[1:]
     return {
         "devices": DEVICES,
         "rounds": len(rounds),

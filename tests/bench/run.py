@@ -13,7 +13,7 @@ from typing import Any
 
 from coordinator.commands import RABBITMQ_CHUNK_BYTES
 from schemas.limits import MIB
-from tests.bench import bounds, brokers, fold, idle, many, plot, rounds, throughput, tls
+from tests.bench import bounds, brokers, fold, idle, journal, many, plot, restart, rounds, throughput, tls
 from tests.bench.deployed import BROKERS
 
 RESULTS = Path(__file__).parents[2] / "docs" / "bench"
@@ -26,6 +26,8 @@ BENCHES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any],
     "rounds": (rounds.measure, plot.rounds),
     "idle": (idle.measure, plot.idle),
     "fold": (lambda: _rows(fold.measure, SIZES), plot.fold),
+    "journal": (journal.measure, plot.journal),
+    "restart": (restart.measure, plot.restart),
     "throughput": (lambda: _rows(throughput.measure, CHUNKED), plot.throughput),
     "broker-rounds": (lambda: _rows(brokers.rounds, ON_BROKERS), plot.broker_rounds),
     "waiting": (lambda: _rows(many.waiting, ON_BROKERS), plot.waiting),

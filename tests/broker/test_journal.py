@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.journal import Journal, JournalDamaged, JournalForeign, JournalMissing, Mark
+from broker.journal import Journal, JournalDamaged, JournalError, JournalForeign, JournalMissing, Mark
 from broker.journal_file import encode_frame
 from broker.system import system_ports
 from tests.sim.journals import (
@@ -149,9 +151,17 @@ def test_another_federation_and_an_unknown_format_are_refused() -> None:
         next(read_entries(files, Path("/elsewhere"), FEDERATION))
     assert not files.exists(Path("/elsewhere"))
     newer = bytearray(raw(files))
-    newer[4] = 2
+    newer[4] = 3
     overwrite(files, bytes(newer))
     with pytest.raises(JournalDamaged, match="header"):
+        open_journal(files)
+    newer[68:72] = zlib.crc32(newer[:68]).to_bytes(4, "little")
+    overwrite(files, bytes(newer))
+    with pytest.raises(JournalError, match="format 3 is unknown here"):
+        open_journal(files)
+    first = struct.pack("<4sI16s", b"FBJ1", 1, FEDERATION)
+    overwrite(files, first + zlib.crc32(first).to_bytes(4, "little") + b"frames")
+    with pytest.raises(JournalError, match=r"00000001.fbj: has format 1.* begin with a new state directory"):
         open_journal(files)
     overwrite(files, raw(files)[:10])
     with pytest.raises(JournalDamaged, match="header"):

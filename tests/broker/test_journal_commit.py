@@ -21,6 +21,7 @@ from broker.journal import (
     Mark,
 )
 from broker.journal_file import FRAME_ENTRIES_MAX
+from broker.journal_segments import SEGMENT_BYTES
 from tests.sim.journals import HERE, committing, found, open_journal
 from tests.sim.machine import SimFiles, SimOffload
 from tests.sim.virtual_loop import run
@@ -237,7 +238,7 @@ def test_a_kill_or_power_cut_at_any_change_loses_no_entry_that_was_resolved_or_r
 
 
 def one_life(files: SimFiles, rng: random.Random, confirmed: dict[int, bytes], appended: list[bytes]) -> None:
-    journal = open_journal(files)
+    journal = open_journal(files, segment_bytes=rng.choice((100, 300, SEGMENT_BYTES)))
     confirmed.update((entry.index, entry.data) for entry in journal.entries())
 
     async def work() -> None:
@@ -258,7 +259,7 @@ def test_a_committer_cancelled_at_any_step_leaves_a_journal_that_opens_and_goes_
 ) -> None:
     files = SimFiles()
     rng = random.Random(seed)
-    journal = open_journal(files)
+    journal = open_journal(files, segment_bytes=rng.choice((100, SEGMENT_BYTES)))
     confirmed: list[Mark] = []
 
     async def scenario() -> None:

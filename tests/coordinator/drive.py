@@ -1,7 +1,7 @@
 """Drives the core by hand: inputs in, facts through the log's own encoding, ordered work out.
 
 After every step a second state is brought up to date from the recorded facts alone, as after a restart, and
-must equal the first.
+must equal the first; it goes through a snapshot's encoding, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from coordinator.core import BEHAVIOUR, step
 from coordinator.effects import AnswerJoin, Commit, Effect, Fold, MakeInitial, Prepare, Tell
 from coordinator.entries import Message, Turned, decode_entry, encode_entry
 from coordinator.facts import AnyFact
+from coordinator.image import Recovered, decode_image, encode_image
 from coordinator.inputs import (
     AnyInput,
     Cancel,
@@ -119,6 +120,9 @@ class Drive:
         self.log.append(logged(moment, input_, turn.facts))
         recover_entry(self.recovered, self.log[-1])
         assert self.recovered == self.state
+        image = encode_image(Recovered(self.recovered))
+        assert image == encode_image(decode_image(encode_image(Recovered(self.state)))), "in order, too"
+        self.recovered = decode_image(image).state
         self.facts += turn.facts
         self.pending += [effect for effect in turn.effects if isinstance(effect, Work)]
         if self.on_turn:

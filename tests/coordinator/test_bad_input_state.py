@@ -15,7 +15,8 @@ import pytest
 from broker.journal import JournalForeign
 from broker.system import system_ports
 from coordinator.config import Config
-from coordinator.ledger import FOLDER, Ledger
+from coordinator.ledger import Ledger
+from coordinator.recovery import FOLDER
 from coordinator.setup import init
 from coordinator.state import RequestState
 from schemas import events as e

@@ -39,3 +39,25 @@ async def test_no_coordinator_is_said_with_or_without_the_directory(tmp_path: Pa
     (tmp_path / name).mkdir()
     with pytest.raises(control.NotServing, match="start it with"):
         await control.call(tmp_path / name, {"op": "status"})
+
+
+def test_a_coordinator_that_ends_while_an_operator_is_connected_reports_nothing(tmp_path: Path) -> None:
+    reported: list[dict[str, Any]] = []
+
+    async def never(command: dict[str, Any]) -> Any:
+        await asyncio.Event().wait()
+
+    async def serve() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        door = asyncio.get_running_loop().create_task(control.serve(tmp_path, never))
+        while not (tmp_path / control.SOCKET).exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        _, writer = await asyncio.open_unix_connection(tmp_path / control.SOCKET)
+        writer.write(b'{"op": "status"}\n')
+        await asyncio.sleep(0.05)
+        door.cancel()
+        await asyncio.wait([door])
+        writer.close()
+
+    asyncio.run(serve())
+    assert reported == []

@@ -11,7 +11,7 @@ import numpy as np
 from broker.journal import Journal
 from broker.system import system_ports
 from coordinator.entries import Sent, decode_entry
-from coordinator.ledger import FOLDER
+from coordinator.recovery import FOLDER
 from schemas import events as e
 from schemas.chunks import parse_chunk
 from schemas.ids import model_request_id

@@ -9,7 +9,8 @@ import pytest
 
 from broker.system import system_ports
 from coordinator import views
-from coordinator.cli.state import open_journal
+from coordinator.cli.state import open_records
+from coordinator.history import history
 from schemas import events as e
 from tests.standin import StandIn, federation, spec
 
@@ -36,9 +37,8 @@ async def test_a_late_update_is_counted_in_its_own_round_and_moves_no_time(tmp_p
         await devices[0].next(e.JobFinished)
         (view, other) = views.devices(fed.coordinator.ledger.state)
         assert (view["folded"], other["folded"]) == (2, 0)
-    journal = open_journal(tmp_path / "c")
-    one, two = views.history(journal, "job")
-    journal.close()
+    with open_records(tmp_path / "c") as tables:
+        one, two = history(tables, "job")
     assert (one["reports"], list(one["rejected"])) == ({"fast": 1}, ["late"])
     assert (two["reports"], two["rejected"]) == ({"fast": 1}, {})
     assert (one["train_s"], two["train_s"]) == (0.001, 0.002)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from edge_agent.ledger import RequestState
+from edge_agent.outbox import SEALED_FILE
 from schemas import events as e
-from tests.edge_agent.party import LARGE, SMALL, Coordinator, Party, eventually, settled, state, tiny_model
+from tests.edge_agent.party import (
+    HERE,
+    LARGE,
+    SMALL,
+    Coordinator,
+    Party,
+    eventually,
+    settled,
+    state,
+    tiny_model,
+)
 from tests.sim.virtual_loop import run
 
 
@@ -110,6 +122,28 @@ def test_after_the_outbox_a_crash_makes_it_send_the_identical_ciphertext() -> No
             assert (after.body, after.header.seal) == (before.body, before.header.seal)
             assert after.order.seq > before.order.seq
         assert len(party.worker.orders) == 1
+
+    run(play)
+
+
+def test_an_update_that_stands_in_the_outbox_outlives_a_disk_that_is_full_by_then() -> None:
+    party = Party()
+
+    def full(what: str, path: Path) -> None:
+        updates = [HERE / "outbox" / name for name in party.names("outbox")]
+        if path.name == "ledger.new" and any(party.machine.files.exists(u / SEALED_FILE) for u in updates):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    async def play() -> None:
+        async with party.coordinator() as coordinator:
+            await coordinator.request(tiny_model(party.federation))
+            party.machine.files.on_change = full
+            with pytest.raises(OSError, match="No space left"):
+                await party.agent().run()
+            party.machine.files.on_change = None
+            async with party.device():
+                await settled(party, RequestState.RECEIPTED)
+        assert len(party.worker.orders) == 1, "it was trained once"
 
     run(play)
 

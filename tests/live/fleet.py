@@ -40,14 +40,14 @@ class Fleet:
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.found()
-        self.serve()
-        data = make_digits(self.directory, len(self.devices), self._alpha, 0)
-        for device, path in zip(self.devices, data.train, strict=True):
-            token = json.loads(self.operate("invite", device, "--json"))["token"]
-            self.call(AGENT, "enroll", token, "--dir", str(self.agent_dir(device)))
-            (self.agent_dir(device) / "agent.toml").write_text(
-                f'{self._agent_toml}\n[policy]\ntasks = ["vision"]\n[data]\nvision = "{path}"\n'
-            )
+        try:
+            self.serve()
+            data = make_digits(self.directory, len(self.devices), self._alpha, 0)
+            for device, path in zip(self.devices, data.train, strict=True):
+                self.enrol(device, path)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(
@@ -71,6 +71,26 @@ class Fleet:
         """``fedbus-coordinator`` on the federation's directory."""
         return self.call(COORDINATOR, *command, "--dir", str(self.home))
 
+    def enrol(self, device: str, data: Path) -> None:
+        """Make a device a member that may train on this data."""
+        invited = json.loads(self.operate("invite", device, "--json"))
+        home = self.agent_dir(device)
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "agent.toml").write_text(
+            f'{self.agent_toml(device)}\n[policy]\ntasks = ["vision"]\n[data]\nvision = "{data}"\n'
+        )
+        self.call(self.agent(device), "enroll", invited["token"], "--dir", str(home))
+
+    def agent(self, device: str) -> list[str]:
+        """The program of a device, where it runs."""
+        del device
+        return AGENT
+
+    def agent_toml(self, device: str) -> str:
+        """A device's settings beside policy and data."""
+        del device
+        return self._agent_toml
+
     def call(self, program: list[str], *arguments: str) -> str:
         """Run a command to its end; its standard output."""
         done = subprocess.run([*program, *arguments], check=True, stdout=subprocess.PIPE, timeout=PATIENCE_S)
@@ -86,7 +106,7 @@ class Fleet:
 
     def run(self, device: str) -> None:
         """Start a device's agent."""
-        self._start(device, [*AGENT, "run", "--dir", str(self.agent_dir(device))])
+        self._start(device, [*self.agent(device), "run", "--dir", str(self.agent_dir(device))])
 
     def run_all(self) -> None:
         for device in self.devices:
@@ -112,9 +132,14 @@ class Fleet:
         process.wait(PATIENCE_S)
 
     def ask(self, op: str, **fields: Any) -> Any:
-        """What the coordinator answers; None while nobody serves."""
-        with contextlib.suppress(control.NotServing, OSError):
-            return asyncio.run(control.call(self.home, {"op": op} | fields))
+        """What the coordinator answers; None while nobody serves, or it does not answer."""
+
+        async def ask() -> Any:
+            async with asyncio.timeout(PATIENCE_S):
+                return await control.call(self.home, {"op": op} | fields)
+
+        with contextlib.suppress(control.NotServing, OSError):  # a time-out is an OSError, too
+            return asyncio.run(ask())
         return None
 
     def submit(self, name: str = "digits", **fields: Any) -> None:

@@ -13,97 +13,44 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Final, NoReturn
+
+from tests.sim.inode import Inode
+
+STOPPED: Final = "this machine was stopped"
+Namespace = dict[str, Inode]  # by path as text, which is several times faster than Path objects
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
-    offset: int
-    new: bytes
-    old: bytes
-    old_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Truncate:
-    size: int
-    old_size: int
-    tail: bytes
-
-
-@dataclass(slots=True, eq=False)
-class _Inode:
-    data: bytearray = field(default_factory=bytearray)
-    unsynced: list[_Write | _Truncate] = field(default_factory=list)
-
-    def write(self, offset: int, new: bytes) -> None:
-        old_size = len(self.data)
-        old = bytes(self.data[offset : offset + len(new)])
-        self.unsynced.append(_Write(offset, new, old, old_size))
-        self._put(offset, new)
-
-    def truncate(self, size: int) -> None:
-        self.unsynced.append(_Truncate(size, len(self.data), bytes(self.data[size:])))
-        self._cut(size)
-
-    def crash(self, rng: random.Random) -> None:
-        lost, self.unsynced = self.unsynced, []
-        for change in reversed(lost):
-            if isinstance(change, _Write):
-                self.data[change.offset : change.offset + len(change.old)] = change.old
-                del self.data[change.old_size :]
-            else:
-                self._cut(change.old_size)
-                self.data[change.old_size - len(change.tail) :] = change.tail
-        for change in lost:
-            if isinstance(change, _Truncate):
-                if rng.random() < 0.5:
-                    return
-                self._cut(change.size)
-                continue
-            grows = change.offset + len(change.new) > len(self.data)
-            kept = rng.choice((0, len(change.new), rng.randint(0, len(change.new))))
-            self._put(change.offset, change.new[:kept])
-            if kept < len(change.new) and grows:
-                if rng.random() < 0.25:
-                    zeros = bytes(rng.randint(0, len(change.new) - kept))
-                    self._put(change.offset + kept, zeros)
-                return
-
-    def _put(self, offset: int, new: bytes) -> None:
-        if not new:
-            return
-        if offset > len(self.data):
-            self._cut(offset)
-        self.data[offset : offset + len(new)] = new
-
-    def _cut(self, size: int) -> None:
-        del self.data[size:]
-        self.data.extend(bytes(size - len(self.data)))
-
-
-Namespace = dict[Path, _Inode]
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Naming:
     """A change of names that is not yet durable. Syncing any of ``folders`` makes it so."""
 
-    folders: frozenset[Path]
-    removed: Path | None = None
-    added: Path | None = None
-    inode: _Inode | None = None
+    folders: tuple[str, ...]
+    removed: str = ""
+    added: str = ""
+    inode: Inode | None = None
 
     def apply(self, names: Namespace) -> None:
-        if self.removed is not None:
+        if self.removed:
             names.pop(self.removed, None)
-        if self.added is not None and self.inode is not None:
+        if self.inode is not None:
             names[self.added] = self.inode
 
 
+@lru_cache(maxsize=4_096)
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
 class SimFile:
-    def __init__(self, disk: SimFiles, path: Path, inode: _Inode, boot: int) -> None:
+    def __init__(self, disk: SimFiles, path: Path, inode: Inode, boot: int) -> None:
         self._disk = disk
         self._path = path
         self._inode = inode
@@ -112,14 +59,18 @@ class SimFile:
 
     def append(self, data: bytes | memoryview) -> None:
         self._change("append")
-        self._inode.write(len(self._inode.data), bytes(data))
+        self._inode.append(bytes(data))
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         self._change("write_at")
+        if offset and self._inode.data[offset : offset + len(data)] == bytes(data):
+            self._disk.rewritten.append(self._path)
         self._inode.write(offset, bytes(data))
 
     def read_at(self, offset: int, size: int) -> bytes:
-        self._check()
+        disk = self._disk
+        if self._closed or disk.halted or disk.boot != self._boot:
+            self._refuse()
         return bytes(self._inode.data[offset : offset + size])
 
     def read_into(self, offset: int, out: memoryview) -> int:
@@ -132,7 +83,9 @@ class SimFile:
         self._inode.unsynced.clear()
 
     def size(self) -> int:
-        self._check()
+        disk = self._disk
+        if self._closed or disk.halted or disk.boot != self._boot:
+            self._refuse()
         return len(self._inode.data)
 
     def truncate(self, size: int) -> None:
@@ -143,14 +96,20 @@ class SimFile:
         self._closed = True
 
     def _change(self, what: str) -> None:
-        self._check()
-        self._disk.begin(what, self._path)
-        self._check()
+        disk = self._disk
+        if self._closed or disk.halted or disk.boot != self._boot:
+            self._refuse()
+        disk.begin(what, self._path)
+        if not self._here():
+            self._refuse()
 
-    def _check(self) -> None:
+    def _here(self) -> bool:
+        return not self._disk.halted and self._disk.boot == self._boot
+
+    def _refuse(self) -> NoReturn:
         if self._closed:
             raise OSError(errno.EBADF, "file is closed", str(self._path))
-        self._disk.check(self._path, self._boot)
+        raise OSError(errno.EIO, STOPPED, str(self._path))
 
 
 class SimFiles:
@@ -162,129 +121,172 @@ class SimFiles:
 
     def __init__(self) -> None:
         self.on_change: Callable[[str, Path], None] | None = None
+        self.watch: Callable[[str, Path], None] | None = None
+        """Told of the same, before ``on_change``; changes and raises nothing."""
+        self.rewritten: list[Path] = []
+        """Where bytes were written, not at the start, that stood there already."""
+        self.torn = 0
+        """Writes that power cuts tore, so far."""
         self._names: Namespace = {}
         self._durable: Namespace = {}
         self._unsynced: list[_Naming] = []
-        self._folders: set[Path] = {Path("/")}
-        self._boot = 0
-        self._halted = False
+        self._folders: dict[str, dict[str, None]] = {"/": {}}  # what each holds: names of files and folders
+        self.boot = 0
+        self.halted = False
 
     def open(self, path: Path, *, create: bool = False, mode: int = 0o600) -> SimFile:
-        self.check(path)
-        if path in self._folders:
-            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-        if path not in self._names:
+        self._check(path)
+        name = str(path)
+        if name in self._folders:
+            raise IsADirectoryError(errno.EISDIR, "is a folder", name)
+        if name not in self._names:
             if not create:
-                raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+                raise FileNotFoundError(errno.ENOENT, "no such file", name)
             return self.create(path)
-        return SimFile(self, path, self._names[path], self._boot)
+        return SimFile(self, path, self._names[name], self.boot)
 
     def create(self, path: Path, *, mode: int = 0o600) -> SimFile:
+        name = str(path)
         if self.exists(path):
-            raise FileExistsError(errno.EEXIST, "there is something of this name", str(path))
-        if path.parent not in self._folders:
-            raise FileNotFoundError(errno.ENOENT, "no such folder", str(path))
+            raise FileExistsError(errno.EEXIST, "there is something of this name", name)
+        if _parent(name) not in self._folders:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", name)
         self._change("open", path)
-        inode = _Inode()
-        self._rename(_Naming(frozenset({path.parent}), None, path, inode))
-        return SimFile(self, path, inode, self._boot)
+        inode = Inode()
+        self._rename(_Naming((_parent(name),), "", name, inode))
+        return SimFile(self, path, inode, self.boot)
 
     def read(self, path: Path) -> bytes:
         return bytes(self._inode(path).data)
 
     def exists(self, path: Path) -> bool:
-        self.check(path)
-        return path in self._names or path in self._folders
+        self._check(path)
+        name = str(path)
+        return name in self._names or name in self._folders
 
     def names(self, path: Path) -> list[str]:
-        self.check(path)
-        return sorted(
-            found.name for found in (*self._names, *self._folders - {Path("/")}) if found.parent == path
-        )
+        self._check(path)
+        return sorted(self._folders.get(str(path), ()))
 
     def make_dir(self, path: Path, *, mode: int = 0o700) -> None:
-        self.check(path)
-        if path in self._names:
-            raise FileExistsError(errno.EEXIST, "is a file", str(path))
-        if path not in self._folders:
+        self._check(path)
+        name = str(path)
+        if name in self._names:
+            raise FileExistsError(errno.EEXIST, "is a file", name)
+        if name not in self._folders:
             self.make_dir(path.parent)
             self._change("make_dir", path)
-            self._folders.add(path)
+            self._add_folder(name)
 
     def rename(self, source: Path, target: Path) -> None:
-        inode = self._inode(source)
-        if target.parent not in self._folders:
-            raise FileNotFoundError(errno.ENOENT, "no such folder", str(target.parent))
+        inode, old, new = self._inode(source), str(source), str(target)
+        if _parent(new) not in self._folders:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", _parent(new))
         self._change("rename", target)
-        if source != target:
-            self._rename(_Naming(frozenset({source.parent, target.parent}), source, target, inode))
+        if old != new:
+            self._rename(_Naming((_parent(old), _parent(new)), old, new, inode))
 
     def remove(self, path: Path) -> None:
         if not self.exists(path):
             return
         self._change("remove", path)
-        for found in [found for found in self._names if found == path or path in found.parents]:
-            self._rename(_Naming(frozenset({found.parent, path.parent}), found))
-        self._folders -= {folder for folder in self._folders if folder == path or path in folder.parents}
+        name = str(path)
+        if name in self._names:
+            self._rename(_Naming((_parent(name),), name))
+            return
+        for found in [found for found in self._names if _inside(found, name)]:
+            self._rename(_Naming((_parent(found), _parent(name)), found))
+        for folder in [folder for folder in self._folders if _inside(folder, name)]:
+            del self._folders[folder]
+        self._folders[_parent(name)].pop(path.name, None)
 
     def sync_dir(self, path: Path) -> None:
-        self.check(path)
-        if path not in self._folders:
-            raise FileNotFoundError(errno.ENOENT, "no such folder", str(path))
+        self._check(path)
+        name = str(path)
+        if name not in self._folders:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", name)
         self._change("sync_dir", path)
         kept: list[_Naming] = []
         for naming in self._unsynced:
-            if path in naming.folders:
+            if name in naming.folders:
                 naming.apply(self._durable)
                 # The name went away with its file: it can't come back through an older change.
-                kept = [older for older in kept if older.added is None or older.added != naming.removed]
+                kept = [older for older in kept if not older.added or older.added != naming.removed]
             else:
                 kept.append(naming)
         self._unsynced = kept
 
+    @property
+    def life(self) -> int:
+        """Which start of the machine this is; -1 while it is halted."""
+        return -1 if self.halted else self.boot
+
     def halt(self) -> None:
         """From now on every call raises OSError: whoever still runs is a ghost."""
-        self._halted = True
+        self.halted = True
 
     def restart(self) -> None:
         """What ``kill -9`` and a new start leave: open files are gone, all that was written is there."""
-        self._boot += 1
-        self._halted = False
+        self.boot += 1
+        self.halted = False
 
     def crash(self, rng: random.Random) -> None:
         """What a power cut and a new start leave, as the module says."""
         for inode in {
             id(inode): inode for inode in (*self._durable.values(), *self._names.values())
         }.values():
-            inode.crash(rng)
+            self.torn += inode.crash(rng)
         for naming in self._unsynced:
             if rng.random() < 0.5:
                 naming.apply(self._durable)
         self._unsynced = []
         self._names = dict(self._durable)
-        for path in self._names:
-            self._folders.update(path.parents)
+        for folder, held in self._folders.items():
+            for name in [name for name in held if f"{folder.rstrip('/')}/{name}" not in self._folders]:
+                del held[name]
+        for name in self._names:
+            self._enter(name)
         self.restart()
 
-    def check(self, path: Path, boot: int | None = None) -> None:
-        if self._halted or (boot is not None and boot != self._boot):
-            raise OSError(errno.EIO, "this machine was stopped", str(path))
+    def _check(self, path: Path) -> None:
+        if self.halted:
+            raise OSError(errno.EIO, STOPPED, str(path))
 
     def begin(self, what: str, path: Path) -> None:
+        if self.watch is not None:
+            self.watch(what, path)
         if self.on_change is not None:
             self.on_change(what, path)
 
     def _change(self, what: str, path: Path) -> None:
-        boot = self._boot
+        boot = self.boot
         self.begin(what, path)
-        self.check(path, boot)
+        if self.halted or self.boot != boot:
+            raise OSError(errno.EIO, STOPPED, str(path))
 
-    def _inode(self, path: Path) -> _Inode:
-        self.check(path)
-        if path not in self._names:
+    def _inode(self, path: Path) -> Inode:
+        self._check(path)
+        inode = self._names.get(str(path))
+        if inode is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-        return self._names[path]
+        return inode
 
     def _rename(self, naming: _Naming) -> None:
         naming.apply(self._names)
+        if naming.removed:
+            folder, _, name = naming.removed.rpartition("/")
+            self._folders[folder or "/"].pop(name, None)
+        if naming.added:
+            self._enter(naming.added)
         self._unsynced.append(naming)
+
+    def _enter(self, path: str) -> None:
+        """Have a name stand in its folder, which is made again if need be."""
+        folder, _, name = path.rpartition("/")
+        self._add_folder(folder or "/")
+        self._folders[folder or "/"][name] = None
+
+    def _add_folder(self, path: str) -> None:
+        if path not in self._folders:
+            self._folders[path] = {}
+            self._enter(path)

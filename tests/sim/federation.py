@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from broker.bus import Bus, Credentials
 from broker.faults import FaultPlan, Faults, FaultyBus
 from broker.memory import MemoryBroker, MemoryBus
+from broker.ports import Ports
 from coordinator.app import Coordinator
 from coordinator.broker_admin.access import ListedAccess, UnmanagedUsers
 from coordinator.config import Config as CoordinatorConfig
@@ -34,21 +35,22 @@ from edge_agent.identity import load
 from edge_agent.kept import Shelf
 from edge_agent.ledger import RequestState, read_ledger
 from edge_agent.lives import live
+from edge_agent.outbox import DIR, SEALED_FILE
 from schemas import topics
 from schemas.enrolment import Token, token_from_text
 from schemas.ids import COORDINATOR
-from schemas.limits import CHUNK_BYTES_CHOSEN_MIN
+from schemas.limits import CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_MAX
 from tests.sim import virtual_loop
-from tests.sim.machine import SimEntropy, SimMachine, SimProcess, SimSpawn
+from tests.sim.machine import SimEntropy, SimMachine, SimOffload, SimProcess, SimSpawn
 from tests.sim.party import Party, SlowOffload, SlowProcess
 from tests.standin import TASK, spec
-from tests.workers import maker, trainer
+from tests.workers import Answer, maker, trainer
 
 DEVICES = 5
 ROUNDS = 4
-FAULTS_END_S = 1_500.0  # virtual; from then on everything must come to its end
 PATIENCE_S = 40_000.0
 DATA = "/data.npz"
+OUTBOX = Path("/agent") / DIR
 
 
 @dataclass
@@ -59,16 +61,26 @@ class Outcome:
     directory: Path
     devices: dict[str, SimMachine]
     crashes: Counter[str]
-    receipted: dict[str, set[tuple[str, int]]]  # by device: what its ledger saw receipted, at any time
+    receipted: dict[str, set[tuple[str, int]]]  # by device: what it let go of, so it had the receipt
+    rounds: int
     virtual_s: float
 
 
 class World:
     """One seed's federation. ``power_cuts`` is the part of the crashes that loses what was not synced."""
 
+    size = DEVICES
+    rounds = ROUNDS
+    cohort = 3
+    rule: ClassVar[dict[str, float]] = {"min_reports": 2, "over_selection": 1.3, "deadline_s": 120.0}
+    crash_chance = 0.004  # per operation of a disk
     power_cuts = 0.5
+    faults_end_s = 1_500.0  # virtual; from then on everything must come to its end
+    poll_s = 1.0
+    last_death = True  # of every party, when the faults end
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.count = self.rng.choice((50, 80_000))  # inline, or five chunks
         self.broker = MemoryBroker()
@@ -79,25 +91,44 @@ class World:
         )
         self.calm = FaultPlan()
         self.quiet = False
+        self.device_chunk_bytes = CHUNK_BYTES_MAX
         spawn = SimSpawn(lambda argv, env: SimProcess(maker(self.center.ports, self.count)))
-        offload = SlowOffload(random.Random(f"{seed}:offload"))
+        offload = self.offload(random.Random(f"{seed}:offload"))
         self.center = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed))
-        self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(DEVICES)}
+        self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(self.size)}
         self.receipted: dict[str, set[tuple[str, int]]] = {name: set() for name in self.devices}
         self.serving: Coordinator | None = None
 
     def _device_machine(self, seed: int, index: int) -> SimMachine:
         draw = random.Random(f"{seed}:{index}")
-        spawn = SimSpawn(lambda argv, env: SlowProcess(trainer(machine.ports, self.count, draw), draw))
-        offload = SlowOffload(draw)
+        spawn = SimSpawn(lambda argv, env: self.worker(index, draw))
+        offload = self.offload(draw)
         machine = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed * 1_000 + index + 1))
-        machine.files.make_dir(Path("/"))
+        machine.files.watch = partial(self._watch, f"d{index}")
         data = machine.files.open(Path(DATA), create=True)
         data.append(b"data")
         data.sync()
         data.close()
         machine.files.sync_dir(Path("/"))
         return machine
+
+    def offload(self, rng: random.Random) -> SimOffload:
+        """How a machine does what takes a while."""
+        return SlowOffload(rng)
+
+    def worker(self, index: int, draw: random.Random) -> SimProcess:
+        """What trains on a device."""
+        return SlowProcess(self.trains(self.devices[f"d{index}"].ports, index, draw), draw)
+
+    def trains(self, ports: Ports, index: int, draw: random.Random) -> Answer:
+        """What the workers of a device answer."""
+        return trainer(ports, self.count, draw)
+
+    def _watch(self, name: str, what: str, path: Path) -> None:
+        """A device lets go of an update that was made: it has a receipt of it, or it loses work."""
+        if what == "remove" and path.parent == OUTBOX and self.devices[name].files.exists(path / SEALED_FILE):
+            job, number, _ = path.name.split(".")
+            self.receipted[name].add((job, int(number)))
 
     def bus(self, name: str, topic: str) -> Bus:
         inner = MemoryBus(self.broker, Credentials(name), [topic])
@@ -121,7 +152,12 @@ class World:
 
     def device_program(self, name: str, token: Token) -> Callable[[], Coroutine[None, None, None]]:
         machine, directory = self.devices[name], Path("/agent")
-        config = Config(policy=Policy(tasks=[TASK]), data={TASK: DATA}, worker_idle_s=30.0)
+        config = Config(
+            policy=Policy(tasks=[TASK]),
+            data={TASK: DATA},
+            worker_idle_s=30.0,
+            chunk_bytes=self.device_chunk_bytes,
+        )
 
         async def program() -> None:
             ports = machine.ports
@@ -129,71 +165,82 @@ class World:
             if not identity.active:
                 topic = identity.down_topic
                 identity = await enrol(ports, directory, identity, self.bus(name, topic))
-
-            def agent() -> Agent:
-                newest = load(ports.files, directory)
-                bus = self.bus(name, newest.down_topic)
-                return Agent(directory, config, ports, bus, newest, installed=lambda: [TASK])
-
-            async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._note_receipts(name))
-                await live(agent)
-                watch.cancel()
+            await self.member(name, directory, config)
 
         return program
 
-    async def _note_receipts(self, name: str) -> None:
-        files = self.devices[name].files
-        while True:
-            await asyncio.sleep(1.0)
-            with suppress(OSError):  # it may have died this moment
-                for record in read_ledger(files, Path("/agent")).requests:
-                    if record.state is RequestState.RECEIPTED:
-                        self.receipted[name].add(record.key)
+    async def member(self, name: str, directory: Path, config: Config) -> None:
+        """What an enrolled device does."""
+        ports = self.devices[name].ports
+
+        def agent() -> Agent:
+            newest = load(ports.files, directory)
+            bus = self.bus(name, newest.down_topic)
+            return Agent(directory, config, ports, bus, newest, installed=lambda: [TASK])
+
+        await live(agent)
+
+    def honest(self) -> list[str]:
+        """Devices that do what they should."""
+        return list(self.devices)
+
+    def party(self, name: str, program: Callable[[], Coroutine[None, None, None]]) -> Party:
+        """One who may die."""
+        machine = self.center if name == COORDINATOR else self.devices[name]
+        rng = random.Random(f"{self.seed}:{name}")
+        return Party(name, machine, program, rng, self.crash_chance, self.power_cuts)
+
+    def calm_down(self, parties: Sequence[Party]) -> None:
+        """The faults end, with the death of everybody."""
+        self.quiet = True
+        for party in parties if self.last_death else ():
+            party.disarm()
+            party.machine.halt()  # the last death: from here on without faults
+            party.died.set()
+
+    async def finish(self) -> None:
+        """All is done, and the coordinator still serves."""
+
+    def arm(self, parties: Sequence[Party]) -> None:
+        """From now on they may die."""
+        for party in parties:
+            party.arm()
+
+    def job(self) -> dict[str, object]:
+        """What is trained."""
+        fields: dict[str, Any] = {"rounds": self.rounds, "cohort": self.cohort} | self.rule
+        return spec(chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **fields)
 
 
-async def _play(world: World, seed: int) -> Outcome:
+async def _play(world: World) -> Outcome:
     loop = asyncio.get_running_loop()
     init(world.center.ports, world.home, CoordinatorConfig(broker="memory:sim"))
-    chance = 0.004
-    rng, cuts = random.Random(f"{seed}:c"), world.power_cuts
-    parties = [Party("coordinator", world.center, world.serve, rng, chance, cuts)]
+    parties = [world.party(COORDINATOR, world.serve)]
     async with asyncio.TaskGroup() as tasks:
         lives = [tasks.create_task(parties[0].live(), name="coordinator")]
         tokens = {
             name: token_from_text(await _command(world, "invite", device=name)) for name in world.devices
         }
         for name, token in tokens.items():
-            program = world.device_program(name, token)
-            rng = random.Random(f"{seed}:{name}")
-            parties.append(Party(name, world.devices[name], program, rng, chance, cuts))
+            parties.append(world.party(name, world.device_program(name, token)))
             lives.append(tasks.create_task(parties[-1].live(), name=name))
-        await _command(world, "submit", spec=_job())
-        for party in parties:
-            party.arm()
+        await _command(world, "submit", spec=world.job())
+        world.arm(parties)
         tasks.create_task(world.weather(), name="weather")
         async with asyncio.timeout(PATIENCE_S):
-            while loop.time() < FAULTS_END_S and not _done(world):  # noqa: ASYNC110 - virtual time
-                await asyncio.sleep(1.0)
-            world.quiet = True
-            for party in parties:
-                party.disarm()
-                party.machine.halt()  # the last death: from here on without faults
-                party.died.set()
+            while loop.time() < world.faults_end_s and not _done(world):  # noqa: ASYNC110 - virtual time
+                await asyncio.sleep(world.poll_s)
+            world.calm_down(parties)
             while not _settled(world):  # noqa: ASYNC110 - virtual time
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(world.poll_s)
+            await world.finish()
         virtual_s = loop.time()
         for life in lives:
             life.cancel()
     crashes: Counter[str] = Counter()
     for party in parties:
         crashes[party.name.rstrip("0123456789")] += party.crashes.total()
-    return Outcome(world.center, world.home, world.devices, crashes, world.receipted, virtual_s)
-
-
-def _job() -> dict[str, object]:
-    cohort: dict[str, Any] = {"cohort": 3, "min_reports": 2, "over_selection": 1.3}
-    return spec(rounds=ROUNDS, deadline_s=120.0, chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **cohort)
+    return Outcome(world.center, world.home, world.devices, crashes, world.receipted, world.rounds, virtual_s)
 
 
 async def _command(world: World, op: str, **fields: object) -> str:
@@ -218,7 +265,7 @@ def _done(world: World) -> bool:
 def _settled(world: World) -> bool:
     """The job is over, no device holds an update without a receipt, or waits for the last version."""
     try:
-        return _done(world) and not any(_waits(machine) for machine in world.devices.values())
+        return _done(world) and not any(_waits(world.devices[name]) for name in world.honest())
     except OSError:
         return False  # one is about to be started
 
@@ -236,6 +283,6 @@ def run(seed: int, make: Callable[[int], World] = World) -> Outcome:
     """Play ``seed`` to its end. Raises on a defect, a deadlock, or when it does not come to an end."""
 
     async def play() -> Outcome:
-        return await _play(make(seed), seed)
+        return await _play(make(seed))
 
     return virtual_loop.run(play, max_virtual_s=2 * PATIENCE_S)

@@ -9,7 +9,8 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from broker.journal import Entry, Journal, Mark
-from broker.journal_file import header
+from broker.journal_file import Header, encode_header, genesis
+from broker.journal_segments import SEGMENT_BYTES
 from broker.ports import Files
 from tests.sim.machine import SimFiles, SimOffload
 from tests.sim.virtual_loop import run
@@ -29,8 +30,16 @@ def read_entries(files: Files, directory: Path, federation: bytes) -> Iterator[E
         journal.close()
 
 
-def open_journal(files: SimFiles, *, read_only: bool = False) -> Journal:
-    return Journal.open(files, HERE, FEDERATION, read_only=read_only)
+def open_journal(
+    files: SimFiles,
+    *,
+    read_only: bool = False,
+    marks: Sequence[Mark] = (),
+    segment_bytes: int = SEGMENT_BYTES,
+) -> Journal:
+    return Journal.open(
+        files, HERE, FEDERATION, read_only=read_only, marks=marks, segment_bytes=segment_bytes
+    )
 
 
 def committing(journal: Journal, work: Callable[[], Awaitable[None]]) -> None:
@@ -45,9 +54,11 @@ def committing(journal: Journal, work: Callable[[], Awaitable[None]]) -> None:
     run(both)
 
 
-def write(files: SimFiles, groups: Sequence[Sequence[bytes]]) -> list[Mark]:
+def write(
+    files: SimFiles, groups: Sequence[Sequence[bytes]], *, segment_bytes: int = SEGMENT_BYTES
+) -> list[Mark]:
     """Append each group in a frame of its own."""
-    journal = open_journal(files)
+    journal = open_journal(files, segment_bytes=segment_bytes)
     marks: list[Mark] = []
 
     async def work() -> None:
@@ -61,12 +72,12 @@ def write(files: SimFiles, groups: Sequence[Sequence[bytes]]) -> list[Mark]:
     return marks
 
 
-def raw(files: SimFiles) -> bytes:
-    return files.read(HERE / "00000001.fbj")
+def raw(files: SimFiles, number: int = 1) -> bytes:
+    return files.read(HERE / f"{number:08d}.fbj")
 
 
-def overwrite(files: SimFiles, data: bytes) -> None:
-    file = files.open(HERE / "00000001.fbj")
+def overwrite(files: SimFiles, data: bytes, number: int = 1) -> None:
+    file = files.open(HERE / f"{number:08d}.fbj", create=True)
     file.truncate(0)
     file.append(data)
     file.close()
@@ -79,7 +90,8 @@ def found(files: SimFiles) -> list[bytes]:
 def frames_of(groups: Groups) -> list[bytes]:
     """The file's pieces: its header, then each frame."""
     files = SimFiles()
-    pieces, before = [header(FEDERATION)], len(header(FEDERATION))
+    header = encode_header(FEDERATION, Header(1, 1, genesis(FEDERATION)))
+    pieces, before = [header], len(header)
     for count in range(1, len(groups) + 1):
         files = SimFiles()
         write(files, groups[:count])

@@ -45,7 +45,7 @@ class SimClock:
         return asyncio.get_running_loop().time()
 
     def wall_s(self) -> float:
-        return self.monotonic_s() + self.wall_offset_s
+        return asyncio.get_running_loop().time() + self.wall_offset_s
 
 
 class SimLock:

@@ -27,6 +27,7 @@ class Party:
     crash_chance: float  # per operation of the disk
     power_cuts: float = 0.5  # the part of the crashes that loses what was not synced
     crashes: Counter[str] = field(default_factory=Counter)
+    away_s_max: float = 20.0  # between two lives
     died: asyncio.Event = field(default_factory=asyncio.Event)
 
     def arm(self) -> None:
@@ -42,12 +43,27 @@ class Party:
             self.died.set()
             raise OSError(f"{self.name} died at {what} of {path.name}")
 
+    def start(self) -> asyncio.Task[None]:
+        """A new life."""
+        return asyncio.get_running_loop().create_task(self.program(), name=self.name)
+
+    def excused(self) -> bool:
+        """Whether this life may end by itself."""
+        return False
+
+    def restart(self) -> None:
+        """What the disk kept is all that there is."""
+        if self.rng.random() < self.power_cuts:
+            self.machine.crash(self.rng)
+        else:
+            self.machine.restart()
+
     async def live(self) -> None:
         """Run the program for ever; after each death, with what the disk kept."""
         loop = asyncio.get_running_loop()
         while True:
             self.died.clear()
-            life = loop.create_task(self.program(), name=self.name)
+            life = self.start()
             death = loop.create_task(self.died.wait(), name=f"{self.name} dies")
             try:
                 await asyncio.wait([life, death], return_when=asyncio.FIRST_COMPLETED)
@@ -56,13 +72,10 @@ class Party:
                     task.cancel()
                 await asyncio.wait([life, death])
             failure = None if life.cancelled() else life.exception()
-            if failure is not None and not self.died.is_set():
+            if failure is not None and not self.died.is_set() and not self.excused():
                 raise failure  # the program failed by itself: that is a defect
-            await asyncio.sleep(self.rng.uniform(0.0, 20.0))
-            if self.rng.random() < self.power_cuts:
-                self.machine.crash(self.rng)
-            else:
-                self.machine.restart()
+            await asyncio.sleep(self.rng.uniform(0.0, self.away_s_max))
+            self.restart()
 
 
 class SlowOffload(SimOffload):

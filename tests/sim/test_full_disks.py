@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.identity import IdentityError, load
+from tests.sim.crypto import seeded
 from tests.sim.federation import World, run
 from tests.sim.invariants import check
 from tests.sim.machine import SimMachine
@@ -67,15 +68,22 @@ class FullDisks(World):
         machine.files.on_change = refuse
 
 
-def played(seed: int) -> FullDisks:
+_played: dict[int, tuple[Counter[str], set[str]]] = {}
+
+
+def played(seed: int) -> tuple[Counter[str], set[str]]:
+    """What was refused, and what was told. A seed is played, and checked, once for all tests."""
+    if seed in _played:
+        return _played[seed]
     worlds: list[FullDisks] = []
 
     def make(seed: int) -> FullDisks:
         worlds.append(FullDisks(seed))
         return worlds[0]
 
-    check(run(seed, make))
-    return worlds[0]
+    with seeded(seed):
+        check(run(seed, make))
+    return _played.setdefault(seed, (worlds[0].refused, worlds[0].told))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -85,10 +93,10 @@ def test_whatever_waits_for_room_goes_on_and_nothing_is_lost(seed: int) -> None:
 
 def test_the_disks_do_fill_up_and_the_operator_is_told() -> None:
     refused, told = Counter[str](), set[str]()
-    for seed in range(5):
-        world = played(seed)
-        refused += world.refused
-        told |= world.told
+    for seed in range(SEEDS):
+        more, said = played(seed)
+        refused += more
+        told |= said
     assert refused["coordinator"] > 10
     assert refused.total() - refused["coordinator"] > 10
     assert "the disk of /fedbus: No space left on device; free space, and work goes on" in told

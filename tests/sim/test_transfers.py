@@ -14,6 +14,7 @@ import pytest
 from broker.bus import Bus, BusLost
 from broker.faults import FaultPlan, Faults
 from schemas.ids import COORDINATOR
+from tests.sim.crypto import seeded
 from tests.sim.federation import World, run
 from tests.watch import Watch, WatchedBus
 
@@ -88,7 +89,8 @@ def test_no_chunk_that_had_arrived_is_sent_again(seed: int) -> None:
         worlds.append(Lines(seed))
         return worlds[0]
 
-    outcome = run(seed, make)
+    with seeded(seed):
+        outcome = run(seed, make)
     (world,) = worlds
     in_vain = Counter(way for way, *_ in world.watch.sent_in_vain)
     assert in_vain["up"] == 0

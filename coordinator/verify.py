@@ -1,0 +1,215 @@
+"""Read a state directory wholly: every frame, entry, body and snapshot, against what was recorded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from broker.bodies import Bodies
+from broker.journal import Entry, Journal, JournalDamaged
+from broker.ports import File, Files
+from coordinator.apply import apply
+from coordinator.entries import Message, Sent, Turned, decode_entry
+from coordinator.facts import Joined
+from coordinator.fold import read_envelope, stored_name
+from coordinator.image import Recovered, decode_image, encode_image
+from coordinator.recovery import FOLDER
+from coordinator.snapshots import BASE, Snapshot, Snapshots
+from coordinator.state import State
+from schemas.codec import unpack
+from schemas.envelope import Envelope, Header, chunk_digests
+from schemas.errors import WireError
+from schemas.ids import key_id
+from schemas.limits import CHUNK_OVERHEAD_BYTES
+
+TORN: Final = (
+    "frame: the last one is not whole (if a crash tore it, `serve` cuts it off: none of it was told)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """``what`` was found wrong in ``file`` at the byte ``offset``."""
+
+    file: Path
+    offset: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: damaged at byte {self.offset}: wrong {self.what}"
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was read. ``strays`` are bodies that no entry names: of a crash before they were recorded."""
+
+    entries: int = 0
+    segments: int = 0
+    head: bytes = b""
+    bodies: int = 0
+    strays: int = 0
+    snapshots: int = 0
+    damage: list[Damage] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Log:
+    """What the log says of other files."""
+
+    recovered: Recovered
+    base: int = 0  # the entry that the state was known as of, in a pruned journal
+    bodies: dict[str, str] = field(default_factory=dict)  # name → which entry
+    signers: dict[bytes, bytes] = field(default_factory=dict)  # by id, every key that ever joined
+
+
+def verify(files: Files, directory: Path, federation: bytes, durable: int | None = None) -> Verified:
+    """Check everything that can be. A coordinator that serves has said that ``durable`` entries are; without
+    one (None), nothing is in flight, and the journal may not end in a torn frame.
+
+    Raises `broker.journal.JournalError` when there is no journal of this federation.
+    """
+    found, log = Verified(), _Log(Recovered(State()))
+    # Before the journal is: of what comes later, it would not know yet.
+    snapshots, bodies = Snapshots(files, directory, federation), Bodies(files, directory / "bodies")
+    whole, broken = snapshots.look()
+    here = bodies.names()
+    found.damage += [Damage(path, 0, f"snapshot ({text})") for path, text in broken]
+    try:
+        _journal(
+            Journal.open(files, directory / FOLDER, federation, read_only=True), log, found, whole, durable
+        )
+    except JournalDamaged as error:
+        found.damage.append(Damage(error.path, error.offset, error.what))
+        return found  # nothing can be said of what the rest of it names
+    _bodies(bodies, directory / "bodies", here, log, found)
+    return found
+
+
+def _journal(
+    journal: Journal, log: _Log, found: Verified, snapshots: list[Snapshot], durable: int | None
+) -> None:
+    """Every frame and entry, and the snapshots."""
+    try:
+        found.segments = len(journal.segments)
+        if journal.cut_bytes if durable is None else journal.count < durable:
+            found.damage.append(Damage(journal.path, journal.end, TORN))
+        begun = _begin(journal, log, snapshots)
+        found.damage += begun
+        places = defaultdict[int, list[Snapshot]](list)
+        for snapshot in snapshots:
+            places[snapshot.mark.index].append(snapshot)
+        for entry in journal.entries():
+            found.damage += _entry(log, entry, known=bool(begun) or entry.index <= log.base)
+            found.entries, found.head = entry.index, entry.head
+            for snapshot in places.pop(entry.index, []):
+                found.damage += _snapshot(snapshot, entry, None if begun else log)
+                found.snapshots += 1
+    finally:
+        journal.close()
+    before = places.pop(journal.before.index, []) if journal.before.index else []
+    found.snapshots += len(before)
+    wrong = [one for one in before if one.mark != journal.before] + [
+        one for left in places.values() for one in left
+    ]
+    found.damage += [Damage(one.path, 0, "index and head: the journal has no such entry") for one in wrong]
+
+
+def _begin(journal: Journal, log: _Log, snapshots: list[Snapshot]) -> list[Damage]:
+    """What a pruned journal follows on."""
+    if not journal.before.index:
+        return []
+    base = next((one for one in snapshots if one.path.name == BASE), None)
+    if base is None or base.mark.index < journal.before.index:
+        what = f"base: no snapshot holds the state before entry {journal.before.index + 1}"
+        return [Damage(journal.segments[0], 0, what)]
+    log.recovered, log.base = decode_image(encode_image(base.recovered)), base.mark.index
+    log.signers |= {key_id(one.signing): one.signing for one in log.recovered.state.devices.values()}
+    return []
+
+
+def _entry(log: _Log, found: Entry, *, known: bool) -> list[Damage]:
+    """An entry; if its effect is ``known``, or cannot be known, its facts are not applied."""
+    try:
+        entry = decode_entry(found.data)
+        if isinstance(entry, Turned):
+            _note(log, entry, found.index)
+        if known:
+            return []
+        recovered = log.recovered
+        recovered.run_s = max(recovered.run_s, entry.at.run_s)
+        if isinstance(entry, Sent):
+            return []
+        recovered.turns += 1
+        for fact in entry.facts:
+            apply(recovered.state, fact, entry.at.run_s)
+    except (WireError, LookupError) as error:
+        return [Damage(found.path, found.offset, f"entry {found.index} ({error})")]
+    return []
+
+
+def _note(log: _Log, entry: Turned, index: int) -> None:
+    for fact in entry.facts:
+        if isinstance(fact, Joined):
+            log.signers[key_id(fact.signing)] = fact.signing
+    if isinstance(entry.input, Message) and not entry.input.body:
+        header = unpack(entry.input.header, Header)
+        log.bodies[stored_name(header.clear.recipient, header.seal.body)] = f"entry {index}"
+
+
+def _snapshot(found: Snapshot, entry: Entry, log: _Log | None) -> list[Damage]:
+    if found.mark.head != entry.head:
+        return [Damage(found.path, 0, f"head: entry {entry.index} of the journal has another")]
+    if log is None or entry.index < log.base:
+        return []
+    if encode_image(found.recovered) != encode_image(log.recovered):
+        return [Damage(found.path, 0, f"state: the facts up to entry {entry.index} give another")]
+    return []
+
+
+def _bodies(bodies: Bodies, folder: Path, here: list[str], log: _Log, found: Verified) -> None:
+    for name in sorted(log.bodies.keys() - set(here)):
+        if not bodies.has(name):
+            missing = f"body: {log.bodies[name]} names it, and it is missing"
+            found.damage.append(Damage(folder / name, 0, missing))
+    for name in here:
+        file = bodies.open(name)
+        try:
+            problem = _body(file, name, log)
+        finally:
+            file.close()
+        found.bodies += 1
+        found.strays += name not in log.bodies
+        if problem is not None:
+            found.damage.append(Damage(folder / name, *problem))
+
+
+def _body(file: File, name: str, log: _Log) -> tuple[int, str] | None:
+    """Where and what is wrong with a stored update; None if nothing is."""
+    try:
+        envelope, at = read_envelope(file)
+    except WireError as error:
+        return 0, f"envelope ({error})"
+    if stored_name(envelope.clear.recipient, envelope.digest) != name:
+        return 0, "name: the update in it has another"
+    signer = log.signers.get(envelope.clear.sender)
+    try:
+        if signer is None and log.base:
+            return _chunks(file, envelope, at)  # who joined anew had another key, which was pruned
+        if signer is None:
+            return 0, "sender: no device of this federation has this key"
+        envelope.check_signature(signer)
+    except WireError as error:
+        return 0, f"envelope ({error})"
+    return _chunks(file, envelope, at)
+
+
+def _chunks(file: File, envelope: Envelope, at: int) -> tuple[int, str] | None:
+    for index, digest in enumerate(chunk_digests(envelope)):
+        sealed_bytes = envelope.clear.chunk_size(index) + CHUNK_OVERHEAD_BYTES
+        if sha256(file.read_at(at, sealed_bytes)).digest() != digest:
+            return at, f"chunk {index}"
+        at += sealed_bytes
+    return (at, "end: more follows") if file.size() > at else None
