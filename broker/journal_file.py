@@ -4,16 +4,16 @@ docs/journal.md describes it for other programs. Integers little-endian, CRC-32 
 
 - header: magic ``FBJ1``, u32 version, federation id (16 bytes), u32 number of the segment, u64 index of its
   first entry, chain (32 bytes) that it continues, u32 CRC of these;
-- frames, one per commit: u32 length of the payload, u32 CRC of chain and payload, u32 CRC of these eight
-  bytes (so that a damaged length is not taken for a torn tail); chain (32 bytes); payload, a MessagePack
-  array of byte strings, the entries.
+- frames, one per commit: u32 length of the payload, u32 CRC of the chain that it continues, u32 CRC of these
+  eight bytes (so that neither a damaged length nor a moved frame is taken for a torn tail); chain (32 bytes);
+  payload, a MessagePack array of byte strings, the entries.
 
 chain(k) = SHA-256(chain(k-1) ‖ payload), across segments; chain(0) = SHA-256(magic ‖ version ‖ federation).
-Checksums tell damage, the chain tells doctored, removed and swapped frames; only who knows a later head can
-tell that the last frames are missing.
+It is a frame's checksum, too: nothing large is read twice. Only who knows a later head can tell that the last
+frames are missing.
 
 Only one frame is ever in flight, so what a crash tore is the last frame of the last segment: it is
-incomplete, or ends with the file but has a wrong checksum, or turns into zeros up to the end of the file.
+incomplete, or ends with the file but has a wrong chain, or turns into zeros up to the end of the file.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ _CHECKED = struct.Struct("<III")  # the prefix, and its CRC
 _GENESIS = struct.Struct("<4sI16s")
 HEADER_BYTES = _HEADER.size + _CRC.size
 _PREFIX_BYTES = _PREFIX.size + _CRC.size
+_BODY_AT = _PREFIX_BYTES + CHAIN_BYTES  # in a frame
 _PAYLOAD_BYTES_MAX = FRAME_BYTES_MAX + 5 * (FRAME_ENTRIES_MAX + 1)  # 5: MessagePack's longest prefix here
 _SCAN_BYTES = 1 << 16
 
+_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[bytes])
 
 
@@ -141,12 +143,18 @@ def frame_start(header: Header) -> Frame:
     return Frame(0, HEADER_BYTES, header.head, [])
 
 
-def encode_frame(head: bytes, entries: list[bytes]) -> tuple[bytes, bytes]:
+def encode_frame(head: bytes, entries: list[bytes]) -> tuple[bytearray, bytes]:
     """The frame that follows a frame with chain ``head``, and its own chain."""
-    payload = msgspec.msgpack.encode(entries)
-    chain = hashlib.sha256(head + payload).digest()
-    prefix = _PREFIX.pack(len(payload), zlib.crc32(payload, zlib.crc32(chain)))
-    return b"".join((prefix, _CRC.pack(zlib.crc32(prefix)), chain, payload)), chain
+    frame = bytearray(_BODY_AT)
+    _encoder.encode_into(entries, frame, _BODY_AT)
+    with memoryview(frame) as view:  # the entries may be large: they are copied once, into the frame
+        payload = view[_BODY_AT:]
+        hashed = hashlib.sha256(head)
+        hashed.update(payload)
+        chain = hashed.digest()
+        prefix = _PREFIX.pack(len(payload), zlib.crc32(head))
+        view[:_BODY_AT] = prefix + _CRC.pack(zlib.crc32(prefix)) + chain
+    return frame, chain
 
 
 def read_frames(file: File, path: Path, start: Frame, size: int) -> Iterator[Frame]:
@@ -166,23 +174,23 @@ def _read_frame(file: File, path: Path, last: Frame, size: int) -> Frame | None:
     offset = last.end
     prefix = file.read_at(offset, _PREFIX_BYTES)
     body_offset = offset + _PREFIX_BYTES
-    length, checksum, own = _CHECKED.unpack(prefix) if len(prefix) == _PREFIX_BYTES else (0, 0, -1)
+    length, continued, own = _CHECKED.unpack(prefix) if len(prefix) == _PREFIX_BYTES else (0, 0, -1)
     if zlib.crc32(prefix[: _PREFIX.size]) != own:
         _refuse_unless_torn(file, path, offset, body_offset, size, "checksum of a frame's length")
         return None
+    if continued != zlib.crc32(last.head):
+        raise JournalDamaged(path, offset, "chain: a frame was changed, removed or moved")
     if length > _PAYLOAD_BYTES_MAX:
         raise JournalDamaged(path, offset, f"length {length}")
     end = body_offset + CHAIN_BYTES + length
     body = file.read_at(body_offset, end - body_offset)
-    if end > size or len(body) < end - body_offset or zlib.crc32(body) != checksum:
-        _refuse_unless_torn(file, path, offset, end, size, "checksum of a frame")
-        return None
     payload = memoryview(body)[CHAIN_BYTES:]
     chain = hashlib.sha256(last.head)
     chain.update(payload)
     head = chain.digest()
-    if head != body[:CHAIN_BYTES]:
-        raise JournalDamaged(path, offset, "chain: a frame was changed, removed or moved")
+    if end > size or len(body) < end - body_offset or head != body[:CHAIN_BYTES]:
+        _refuse_unless_torn(file, path, offset, end, size, "checksum of a frame")
+        return None
     try:
         return Frame(offset, end, head, _decoder.decode(payload))
     except msgspec.DecodeError as error:
