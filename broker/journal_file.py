@@ -143,17 +143,17 @@ def frame_start(header: Header) -> Frame:
     return Frame(0, HEADER_BYTES, header.head, [])
 
 
-def encode_frame(head: bytes, entries: list[bytes]) -> tuple[bytearray, bytes]:
+def encode_frame(head: bytes, entries: list[bytes]) -> tuple[memoryview, bytes]:
     """The frame that follows a frame with chain ``head``, and its own chain."""
-    frame = bytearray(_BODY_AT)
-    _encoder.encode_into(entries, frame, _BODY_AT)
-    with memoryview(frame) as view:  # the entries may be large: they are copied once, into the frame
-        payload = view[_BODY_AT:]
-        hashed = hashlib.sha256(head)
-        hashed.update(payload)
-        chain = hashed.digest()
-        prefix = _PREFIX.pack(len(payload), zlib.crc32(head))
-        view[:_BODY_AT] = prefix + _CRC.pack(zlib.crc32(prefix)) + chain
+    buffer = bytearray(_BODY_AT)
+    _encoder.encode_into(entries, buffer, _BODY_AT)  # they may be large: copied once
+    frame = memoryview(buffer)
+    payload = frame[_BODY_AT:]
+    hashed = hashlib.sha256(head)
+    hashed.update(payload)
+    chain = hashed.digest()
+    prefix = _PREFIX.pack(len(payload), zlib.crc32(head))
+    frame[:_BODY_AT] = prefix + _CRC.pack(zlib.crc32(prefix)) + chain
     return frame, chain
 
 
