@@ -68,7 +68,10 @@ def read_envelope(file: File) -> tuple[Envelope, int]:
     prefix = file.read_at(0, LENGTH.size)
     if len(prefix) < LENGTH.size or not 0 < (size := LENGTH.unpack(prefix)[0]) <= STORED_BYTES_MAX:
         raise Malformed("the stored update is cut short")
-    return parse(file.read_at(LENGTH.size, size)), LENGTH.size + size
+    stored = file.read_at(LENGTH.size, size)
+    if len(stored) < size:
+        raise Malformed("the stored update is cut short")
+    return parse(stored), LENGTH.size + size
 
 
 class Folder:
