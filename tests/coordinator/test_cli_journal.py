@@ -199,6 +199,26 @@ def test_a_flipped_byte_anywhere_in_journal_bodies_and_snapshots_is_found_and_na
     assert verify(files, home, federation).damage == []
 
 
+def test_a_wrong_length_is_found_where_an_update_came_in_one_message(tmp_path: Path) -> None:
+    async def one_round() -> None:
+        async with federation(tmp_path, system_ports(), 100) as fed:
+            device = await fed.device("press-07")
+            await fed.command("submit", spec=spec(rounds=1))
+            await device.answer(await device.next(e.TrainingRequest), np.zeros(100, np.float32))
+            await device.next(e.Verdict)
+
+    asyncio.run(one_round())
+    files = system_ports().files
+    federation_id = load_identity(files, tmp_path).federation
+    (path,) = (tmp_path / "bodies").iterdir()
+    whole = path.read_bytes()
+    for position, bit in [(position, bit) for position in range(8) for bit in range(8)]:
+        changed = bytearray(whole)
+        changed[position] ^= 1 << bit
+        path.write_bytes(bytes(changed))
+        assert [one.file for one in verify(files, tmp_path, federation_id).damage] == [path], (position, bit)
+
+
 def test_what_was_cut_added_or_lost_is_found_and_named(home: Path) -> None:
     files = system_ports().files
     federation = load_identity(files, home).federation
