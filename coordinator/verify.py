@@ -10,6 +10,7 @@ from typing import Final
 
 from broker.bodies import Bodies
 from broker.journal import Entry, Journal, JournalDamaged
+from broker.journal_open import begun
 from broker.ports import File, Files
 from coordinator.apply import apply
 from coordinator.entries import Logged, Message, Turned, decode_entry
@@ -73,6 +74,20 @@ def verify(files: Files, directory: Path, federation: bytes, durable: int | None
 
     Raises `broker.journal.JournalError` when there is no journal of this federation.
     """
+    while True:
+        begin = begun(files, directory / FOLDER)
+        try:
+            found = _verify(files, directory, federation, durable)
+        except FileNotFoundError:
+            if begun(files, directory / FOLDER) == begin:
+                raise
+            continue
+        if not found.damage or begun(files, directory / FOLDER) == begin:
+            return found
+        # It was pruned just now, and we looked at what is gone.
+
+
+def _verify(files: Files, directory: Path, federation: bytes, durable: int | None) -> Verified:
     found, log = Verified(), _Log(Recovered(State()))
     # Before the journal is: of what comes later, it would not know yet.
     snapshots, bodies = Snapshots(files, directory, federation), Bodies(files, directory / "bodies")
@@ -98,16 +113,16 @@ def _journal(
         found.segments = len(journal.segments)
         if journal.cut_bytes if durable is None else journal.count < durable:
             found.damage.append(Damage(journal.path, journal.end, TORN))
-        begun = _begin(journal, log, snapshots)
-        found.damage += begun
+        beginning = _begin(journal, log, snapshots)
+        found.damage += beginning
         places = defaultdict[int, list[Snapshot]](list)
         for snapshot in snapshots:
             places[snapshot.mark.index].append(snapshot)
         for entry in journal.entries():
-            found.damage += _entry(log, entry, known=bool(begun) or entry.index <= log.base)
+            found.damage += _entry(log, entry, known=bool(beginning) or entry.index <= log.base)
             found.entries, found.head = entry.index, entry.head
             for snapshot in places.pop(entry.index, []):
-                found.damage += _snapshot(snapshot, entry, None if begun else log)
+                found.damage += _snapshot(snapshot, entry, None if beginning else log)
                 found.snapshots += 1
     finally:
         journal.close()
@@ -195,12 +210,14 @@ def _snapshot(found: Snapshot, entry: Entry, log: _Log | None) -> list[Damage]:
 
 
 def _bodies(bodies: Bodies, folder: Path, here: list[str], log: _Log, found: Verified) -> None:
-    for name in sorted(log.bodies.keys() - set(here)):
-        if not bodies.has(name):
-            missing = f"body: entry {log.bodies[name][0]} names it, and it is missing"
-            found.damage.append(Damage(folder / name, 0, missing))
-    for name in here:
-        file = bodies.open(name)
+    for name in sorted(log.bodies.keys() | set(here)):
+        try:
+            file = bodies.open(name)
+        except FileNotFoundError:
+            if name in log.bodies:  # else a prune beside us removed it
+                missing = f"body: entry {log.bodies[name][0]} names it, and it is missing"
+                found.damage.append(Damage(folder / name, 0, missing))
+            continue
         try:
             problem = _body(file, name, log)
         finally:
