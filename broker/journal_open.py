@@ -23,7 +23,7 @@ def open_segments(
     if len(federation) != FEDERATION_BYTES:
         raise ValueError(f"a federation id has {FEDERATION_BYTES} bytes, not {len(federation)}")
     while True:
-        begin = _begin(files, directory)
+        begin = begun(files, directory)
         try:
             segments = Segments(files, directory, federation, segment_bytes)
             if not len(segments) and not begin:
@@ -33,7 +33,7 @@ def open_segments(
             since = segments.check(marks)
             break
         except (JournalDamaged, FileNotFoundError):
-            if _begin(files, directory) == begin:
+            if begun(files, directory) == begin:
                 raise
             # It was pruned just now, and we looked at what is gone.
     try:
@@ -45,6 +45,7 @@ def open_segments(
     return segments, since
 
 
-def _begin(files: Files, directory: Path) -> bytes:
+def begun(files: Files, directory: Path) -> bytes:
+    """Where the journal begins, to compare: another value later says that it was pruned meanwhile."""
     path = directory / BEGIN
     return files.read(path) if files.exists(path) else b""

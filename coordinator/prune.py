@@ -76,6 +76,7 @@ def _prune(files: Files, directory: Path, federation: bytes) -> Pruned:
     if cut > log.known and prunable.begins_later(cut + 1):
         with reading(files, directory, federation):
             pass  # the records keep what is removed here
+        files.sync_dir(directory)  # or a power cut would bring back what SQLite rolls its last change back by
         mark, image = _image(files, directory, federation, cut)
         Snapshots(files, directory, federation).put_base(mark, image)
         prunable.begin_at(cut + 1)

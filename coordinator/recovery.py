@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from broker.journal import Entry, Journal, JournalError
+from broker.journal_open import begun
 from broker.journal_segments import SEGMENT_BYTES
 from broker.ports import Files
 from coordinator.apply import apply
@@ -46,6 +47,19 @@ def open_recovered(
 
     Raises `broker.journal.JournalError`.
     """
+    while True:
+        begin = begun(files, directory / FOLDER)
+        try:
+            return _open_recovered(files, directory, federation, read_only=read_only)
+        except (JournalError, FileNotFoundError):
+            if begun(files, directory / FOLDER) == begin:
+                raise
+            # It was pruned just now: the base that it has since came after our look at the snapshots.
+
+
+def _open_recovered(
+    files: Files, directory: Path, federation: bytes, *, read_only: bool
+) -> tuple[Journal, Recovered]:
     snapshots = Snapshots(files, directory, federation).read()
     marks = [snapshot.mark for snapshot in snapshots]
     journal = Journal.open(

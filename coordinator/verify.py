@@ -10,9 +10,10 @@ from typing import Final
 
 from broker.bodies import Bodies
 from broker.journal import Entry, Journal, JournalDamaged
+from broker.journal_open import begun
 from broker.ports import File, Files
 from coordinator.apply import apply
-from coordinator.entries import Message, Sent, Turned, decode_entry
+from coordinator.entries import Logged, Message, Turned, decode_entry
 from coordinator.facts import Joined
 from coordinator.fold import read_envelope, stored_name
 from coordinator.image import Recovered, decode_image, encode_image
@@ -23,6 +24,8 @@ from schemas.codec import unpack
 from schemas.envelope import Envelope, Header, chunk_digests
 from schemas.errors import WireError
 from schemas.ids import key_id
+from schemas.keys import Kind
+from schemas.keys import verify as check
 from schemas.limits import CHUNK_OVERHEAD_BYTES
 
 TORN: Final = (
@@ -61,7 +64,7 @@ class _Log:
 
     recovered: Recovered
     base: int = 0  # the entry that the state was known as of, in a pruned journal
-    bodies: dict[str, str] = field(default_factory=dict)  # name → which entry
+    bodies: dict[str, tuple[int, Message]] = field(default_factory=dict)  # by name, the entry that names it
     signers: dict[bytes, bytes] = field(default_factory=dict)  # by id, every key that ever joined
 
 
@@ -71,6 +74,20 @@ def verify(files: Files, directory: Path, federation: bytes, durable: int | None
 
     Raises `broker.journal.JournalError` when there is no journal of this federation.
     """
+    while True:
+        begin = begun(files, directory / FOLDER)
+        try:
+            found = _verify(files, directory, federation, durable)
+        except FileNotFoundError:
+            if begun(files, directory / FOLDER) == begin:
+                raise
+            continue
+        if not found.damage or begun(files, directory / FOLDER) == begin:
+            return found
+        # It was pruned just now, and we looked at what is gone.
+
+
+def _verify(files: Files, directory: Path, federation: bytes, durable: int | None) -> Verified:
     found, log = Verified(), _Log(Recovered(State()))
     # Before the journal is: of what comes later, it would not know yet.
     snapshots, bodies = Snapshots(files, directory, federation), Bodies(files, directory / "bodies")
@@ -96,16 +113,16 @@ def _journal(
         found.segments = len(journal.segments)
         if journal.cut_bytes if durable is None else journal.count < durable:
             found.damage.append(Damage(journal.path, journal.end, TORN))
-        begun = _begin(journal, log, snapshots)
-        found.damage += begun
+        beginning = _begin(journal, log, snapshots)
+        found.damage += beginning
         places = defaultdict[int, list[Snapshot]](list)
         for snapshot in snapshots:
             places[snapshot.mark.index].append(snapshot)
         for entry in journal.entries():
-            found.damage += _entry(log, entry, known=bool(begun) or entry.index <= log.base)
+            found.damage += _entry(log, entry, known=bool(beginning) or entry.index <= log.base)
             found.entries, found.head = entry.index, entry.head
             for snapshot in places.pop(entry.index, []):
-                found.damage += _snapshot(snapshot, entry, None if begun else log)
+                found.damage += _snapshot(snapshot, entry, None if beginning else log)
                 found.snapshots += 1
     finally:
         journal.close()
@@ -134,29 +151,52 @@ def _entry(log: _Log, found: Entry, *, known: bool) -> list[Damage]:
     """An entry; if its effect is ``known``, or cannot be known, its facts are not applied."""
     try:
         entry = decode_entry(found.data)
-        if isinstance(entry, Turned):
-            _note(log, entry, found.index)
-        if known:
-            return []
-        recovered = log.recovered
-        recovered.run_s = max(recovered.run_s, entry.at.run_s)
-        if isinstance(entry, Sent):
-            return []
+        problem = _note(log, entry, found.index) if isinstance(entry, Turned) else ""
+        if not known:
+            _follow(log.recovered, entry)
+    except (WireError, LookupError) as error:
+        problem = str(error)
+    return [Damage(found.path, found.offset, f"entry {found.index} ({problem})")] if problem else []
+
+
+def _follow(recovered: Recovered, entry: Logged) -> None:
+    recovered.run_s = max(recovered.run_s, entry.at.run_s)
+    if isinstance(entry, Turned):
         recovered.turns += 1
         for fact in entry.facts:
             apply(recovered.state, fact, entry.at.run_s)
-    except (WireError, LookupError) as error:
-        return [Damage(found.path, found.offset, f"entry {found.index} ({error})")]
-    return []
 
 
-def _note(log: _Log, entry: Turned, index: int) -> None:
+def _note(log: _Log, entry: Turned, index: int) -> str:
+    """Keep what an entry says of others and of bodies; what is wrong with its message, if it has one."""
     for fact in entry.facts:
         if isinstance(fact, Joined):
             log.signers[key_id(fact.signing)] = fact.signing
-    if isinstance(entry.input, Message) and not entry.input.body:
-        header = unpack(entry.input.header, Header)
-        log.bodies[stored_name(header.clear.recipient, header.seal.body)] = f"entry {index}"
+    if not isinstance(entry.input, Message):
+        return ""
+    message = entry.input
+    header = unpack(message.header, Header)
+    if not message.body:
+        log.bodies[stored_name(header.clear.recipient, header.seal.body)] = index, message
+    return _signed(log, message, header)
+
+
+def _signed(log: _Log, message: Message, header: Header) -> str:
+    """What speaks against a message's being its device's own."""
+    sender = header.clear.sender
+    signer, owner = log.signers.get(sender), log.recovered.state.by_sender.get(sender, message.device)
+    if owner != message.device:
+        return f"the message of {message.device} was signed by {owner}"
+    if signer is None:
+        return "" if log.base else "no device of this federation has its sender's key"
+    try:
+        if message.body:
+            Envelope(header, message.header, message.signature, message.body).check_signature(signer)
+        else:  # the body itself is looked at where it is kept
+            check(Kind.ENVELOPE, signer, message.header, message.signature)
+    except WireError as error:
+        return str(error)
+    return ""
 
 
 def _snapshot(found: Snapshot, entry: Entry, log: _Log | None) -> list[Damage]:
@@ -170,12 +210,14 @@ def _snapshot(found: Snapshot, entry: Entry, log: _Log | None) -> list[Damage]:
 
 
 def _bodies(bodies: Bodies, folder: Path, here: list[str], log: _Log, found: Verified) -> None:
-    for name in sorted(log.bodies.keys() - set(here)):
-        if not bodies.has(name):
-            missing = f"body: {log.bodies[name]} names it, and it is missing"
-            found.damage.append(Damage(folder / name, 0, missing))
-    for name in here:
-        file = bodies.open(name)
+    for name in sorted(log.bodies.keys() | set(here)):
+        try:
+            file = bodies.open(name)
+        except FileNotFoundError:
+            if name in log.bodies:  # else a prune beside us removed it
+                missing = f"body: entry {log.bodies[name][0]} names it, and it is missing"
+                found.damage.append(Damage(folder / name, 0, missing))
+            continue
         try:
             problem = _body(file, name, log)
         finally:
@@ -190,20 +232,33 @@ def _body(file: File, name: str, log: _Log) -> tuple[int, str] | None:
     """Where and what is wrong with a stored update; None if nothing is."""
     try:
         envelope, at = read_envelope(file)
-    except WireError as error:
-        return 0, f"envelope ({error})"
-    if stored_name(envelope.clear.recipient, envelope.digest) != name:
-        return 0, "name: the update in it has another"
-    signer = log.signers.get(envelope.clear.sender)
-    try:
-        if signer is None and log.base:
-            return _chunks(file, envelope, at)  # who joined anew had another key, which was pruned
-        if signer is None:
+        if stored_name(envelope.clear.recipient, envelope.digest) != name:
+            return 0, "name: the update in it has another"
+        signer = log.signers.get(envelope.clear.sender)
+        if signer is not None:
+            envelope.check_signature(signer)
+        elif not log.base:
             return 0, "sender: no device of this federation has this key"
-        envelope.check_signature(signer)
+        elif problem := _unlike(envelope, log.bodies.get(name)):
+            return 0, problem
     except WireError as error:
         return 0, f"envelope ({error})"
     return _chunks(file, envelope, at)
+
+
+def _unlike(envelope: Envelope, named: tuple[int, Message] | None) -> str:
+    """How a body differs from what its entry says. For when its signature can't be checked: a device that
+    joined anew has another key, and the one before was pruned."""
+    if sha256(envelope.body).digest() != envelope.digest:
+        return "body: it is not the one that was signed"
+    if named is None:
+        return ""
+    index, message = named
+    header = unpack(message.header, Header)
+    same = (header.clear, header.seal) == (envelope.clear, envelope.header.seal)
+    # Both are others when a crash came between body and entry: then it was signed again, as a later message.
+    again = header.order != envelope.order, message.signature != envelope.signature
+    return f"envelope: entry {index} has another" if not same or len(set(again)) > 1 else ""
 
 
 def _chunks(file: File, envelope: Envelope, at: int) -> tuple[int, str] | None:

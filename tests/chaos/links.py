@@ -78,7 +78,7 @@ class Plain:
         return ""
 
     def cut(self, device: str) -> None:
-        raise NotImplementedError
+        raise NotImplementedError(f"plain lines can't be cut ({device}): `links` makes some that can")
 
     mend = cut
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from coordinator.records import reading
 from coordinator.recovery import FOLDER, open_whole
 from coordinator.replay import replay
 from coordinator.report.gather import gather
+from coordinator.snapshots import Snapshots
 from coordinator.state import JobState
 from coordinator.verify import verify
 from tests.coordinator.pruning import HOME, ROUNDS, Disk, old_and_long, play_round, recorded, small_segments
@@ -217,6 +221,44 @@ def test_a_reader_beside_a_prune_finds_the_whole_state_at_every_moment(disk: Dis
     disk.files.on_change = look
     prune(disk.ports, HOME)
     assert looked > 20
+
+
+@contextmanager
+def pruned_behind(kind: type, name: str, disk: Disk) -> Iterator[list[str]]:
+    """The log is pruned just after ``name`` of ``kind`` was called for the first time."""
+    called: list[str] = []
+    plain = getattr(kind, name)
+
+    def with_prune(*args: Any, **kwargs: Any) -> Any:
+        result = plain(*args, **kwargs)
+        if not called:
+            called.append(name)
+            prune(disk.ports, HOME)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        # A class's method is found through the class, too.
+        patch.setattr(kind, name, staticmethod(with_prune) if name == "open" else with_prune)
+        yield called
+
+
+def has_its_state(disk: Disk) -> None:
+    assert disk.image() == recorded().image()
+
+
+def is_whole(disk: Disk) -> None:
+    assert verify(disk.files, HOME, disk.federation).damage == []
+
+
+@pytest.mark.parametrize("look", [has_its_state, is_whole])
+@pytest.mark.parametrize(("kind", "name"), [(Snapshots, "look"), (Journal, "open")])
+def test_a_start_or_a_check_beside_a_prune_needs_no_other_snapshot_than_the_base(
+    disk: Disk, kind: type, name: str, look: Callable[[Disk], None]
+) -> None:
+    disk.files.remove(HOME / "snapshots")
+    with pruned_behind(kind, name, disk) as called:
+        look(disk)
+    assert called
 
 
 def test_a_pruned_log_without_its_base_or_its_first_segment_is_refused() -> None:

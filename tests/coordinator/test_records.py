@@ -217,3 +217,27 @@ def test_what_is_pruned_stays_known(home: Path) -> None:
     less = anew(home)
     assert 0 < len(less["rounds"]) < len(wanted["rounds"]), "and is gone with the file"
     assert set(less["rounds"]) <= set(wanted["rounds"])
+
+
+def test_what_the_records_keep_is_durable_before_the_log_gives_it_up(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the folder is synced, a power cut may bring back the journal that SQLite removed: with it the
+    next reader would roll back what prune relied on."""
+    disk, done = type(FILES), list[tuple[str, bool]]()
+    sync_dir, rename = disk.sync_dir, disk.rename
+
+    def syncs(self: Any, path: Path) -> None:
+        sync_dir(self, path)
+        if path == home:
+            done.append(("synced", (home / records.FILE).stat().st_size > 0))
+
+    def renames(self: Any, source: Path, target: Path) -> None:
+        done.append((target.name, (home / f"{records.FILE}-journal").exists()))
+        rename(self, source, target)
+
+    monkeypatch.setattr(disk, "sync_dir", syncs)
+    monkeypatch.setattr(disk, "rename", renames)
+    (home / records.FILE).unlink(missing_ok=True)
+    assert prune(system_ports(), home).segments > 0
+    assert done == [("synced", True), ("base.fbs", False), ("begin", False)]
