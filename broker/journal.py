@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
 
+import msgspec
+
 from broker.journal_file import (
     FRAME_BYTES_MAX,
     FRAME_ENTRIES_MAX,
@@ -46,8 +48,7 @@ class JournalStopped(JournalError):
     """The journal takes no more entries. Those not yet confirmed may or may not be found when reopened."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """An entry as found: ``offset`` (bytes) is that of its frame in the file ``path``, ``head`` the frame's
     chain hash."""
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
+
 from broker.journal_file import (
     HEADER_BYTES,
     Frame,
@@ -43,8 +45,7 @@ def segment_name(number: int) -> str:
     return f"{number:08d}.fbj"
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True):
     """A durable entry: its number, from 1, and the chain hash (32 bytes) of the frame that holds it."""
 
     index: int
@@ -72,8 +73,7 @@ class Place(NamedTuple):
         return self.first + len(self.frame.entries) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Tail:
+class Tail(msgspec.Struct, frozen=True):
     """The durable end of the journal: ``end`` (bytes) in the last segment, the chain there, the entries."""
 
     segment: Segment

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from coordinator.facts import AnyFact
 from coordinator.inputs import Moment, Recorded
-from schemas.codec import pack, unpack
+from schemas.codec import OneOf, pack, unpack_one
 from schemas.limits import CHUNK_BYTES_MAX
 
 
@@ -39,6 +41,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True, tag_field="entry", tag="se
 
 
 Logged = Turned | Sent
+_LOGGED: Final[OneOf[Logged]] = OneOf(Logged)
 
 
 def encode_entry(entry: Logged) -> bytes:
@@ -48,4 +51,4 @@ def encode_entry(entry: Logged) -> bytes:
 
 def decode_entry(data: bytes) -> Logged:
     """What `encode_entry` wrote. Raises `schemas.errors.Malformed`."""
-    return unpack(data, Logged, bytes_max=2 * CHUNK_BYTES_MAX)  # type: ignore[arg-type]  # a union
+    return unpack_one(data, _LOGGED, bytes_max=2 * CHUNK_BYTES_MAX)

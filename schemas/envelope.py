@@ -82,8 +82,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     order: Order
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
+class Sealed(msgspec.Struct, frozen=True):
     """A message that is encrypted but not yet signed; the outbox keeps it so."""
 
     clear: Clear
@@ -91,8 +90,7 @@ class Sealed:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True):
     """A message as received: sizes are right, nothing else is proven until `check_signature`."""
 
     header: Header

@@ -7,14 +7,13 @@ the training requests to one device within one job; the update that answers it h
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
-from schemas.codec import pack, unpack
+from schemas.codec import OneOf, pack, unpack_one
 from schemas.jobs import LocalSettings, TaskConfig
 from schemas.limits import (
-    BODY_BYTES_MAX,
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
     CHUNKS_MAX,
@@ -281,6 +280,8 @@ Answer = Accept | Decline | Update
 FromDevice = ChallengeAnswer | DeviceStatus | StateRequest | Answer | ChunkPull | ModelRequest | Refusal
 OfRound = TrainingRequest | OfferRead | Grant | Bitmap | Receipt | Verdict | JobFinished
 FromCoordinator = Enrolled | StateReply | OfRound | ModelOffer | Stale | Refusal | Revoked
+_FROM_DEVICE: Final[OneOf[FromDevice]] = OneOf(FromDevice)
+_FROM_COORDINATOR: Final[OneOf[FromCoordinator]] = OneOf(FromCoordinator)
 
 
 def encode_event(event: Event) -> bytes:
@@ -290,9 +291,9 @@ def encode_event(event: Event) -> bytes:
 
 def decode_from_device(inner: bytes) -> FromDevice:
     """What a device said. Raises `Malformed`."""
-    return unpack(inner, FromDevice, bytes_max=BODY_BYTES_MAX)  # type: ignore[arg-type]  # a union
+    return unpack_one(inner, _FROM_DEVICE)
 
 
 def decode_from_coordinator(inner: bytes) -> FromCoordinator:
     """What the coordinator said. Raises `Malformed`."""
-    return unpack(inner, FromCoordinator, bytes_max=BODY_BYTES_MAX)  # type: ignore[arg-type]  # a union
+    return unpack_one(inner, _FROM_COORDINATOR)

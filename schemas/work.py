@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from schemas.codec import pack, unpack
+from schemas.codec import OneOf, pack, unpack_one
 from schemas.envelope import Clear, Seal
 from schemas.events import DECLINE_REASONS, Metrics
 from schemas.jobs import LocalSettings, TaskConfig
@@ -163,6 +163,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, tag="problem"):
 
 AnyOrder = Train | Make | Fit | Evaluate | Inspect
 Reply = Trained | Made | Fitted | Evaluated | Inspected | Problem
+_ORDER: Final[OneOf[AnyOrder]] = OneOf(AnyOrder)
+_REPLY: Final[OneOf[Reply]] = OneOf(Reply)
 
 
 def problem(code: str, text: str, *, local: bool = False) -> Problem:
@@ -182,9 +184,9 @@ def encode(message: AnyOrder | Reply) -> bytes:
 
 def decode_order(packed: bytes) -> AnyOrder:
     """The order in a frame, without its length. Raises `Malformed`."""
-    return unpack(packed, AnyOrder, bytes_max=FRAME_BYTES_MAX)  # type: ignore[arg-type]  # a union
+    return unpack_one(packed, _ORDER, bytes_max=FRAME_BYTES_MAX)
 
 
 def decode_reply(packed: bytes) -> Reply:
     """The reply in a frame, without its length. Raises `Malformed`."""
-    return unpack(packed, Reply, bytes_max=FRAME_BYTES_MAX)  # type: ignore[arg-type]  # a union
+    return unpack_one(packed, _REPLY, bytes_max=FRAME_BYTES_MAX)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from broker.system import system_ports
 from coordinator.inputs import JoinAsked
@@ -51,7 +50,7 @@ async def refusal(device: StandIn) -> str:
 async def test_an_unknown_token_is_refused_with_the_remedy(running: Case) -> None:
     token = await running.fed.invite("new")
     before = await joins(running)
-    forged = msgspec.structs.replace(token, id=bytes(16), seed=bytes(32))
+    forged = replace(token, id=bytes(16), seed=bytes(32))
     text = await refusal(await candidate(running, forged))
     assert text == f"this coordinator never made this token for device new; {SECOND_LIFE}"
     assert await joins(running) == before
@@ -61,7 +60,7 @@ async def test_an_unknown_token_is_refused_with_the_remedy(running: Case) -> Non
 
 async def test_a_token_of_another_seed_is_refused(running: Case) -> None:
     token = await running.fed.invite("new")
-    text = await refusal(await candidate(running, msgspec.structs.replace(token, seed=bytes(32))))
+    text = await refusal(await candidate(running, replace(token, seed=bytes(32))))
     assert text == f"the join was not signed with the token's own key; {SECOND_LIFE}"
     await (await candidate(running, token)).enrol()
     await running.honest_update_folds()
@@ -137,7 +136,7 @@ async def test_a_message_of_an_unknown_device_is_refused_and_counted(running: Ca
 async def test_a_join_for_another_federation_or_on_anothers_topic_is_refused(running: Case) -> None:
     token = await running.fed.invite("new")
     device = await candidate(running, token)
-    elsewhere = msgspec.structs.replace(device.join, federation=bytes(16))
+    elsewhere = replace(device.join, federation=bytes(16))
     before = await joins(running)
     await device.say_bytes(seal_join(elsewhere, token, device.key))
     await running.all_looked_at()

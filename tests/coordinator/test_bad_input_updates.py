@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from schemas import events as e
@@ -65,7 +65,7 @@ async def test_an_unfit_update_is_receipted_and_rejected_by_name(running: Case, 
     bad, rogue = BAD[fault], running.rogue
     request = await running.request(rogue)
     update, content = rogue.update(request, bad.delta, bad.samples)
-    await rogue.offer(rogue.seal(request, msgspec.structs.replace(update, **bad.changed), content)[0])
+    await rogue.offer(rogue.seal(request, replace(update, **bad.changed), content)[0])
     assert (await told(rogue, e.Receipt)).request == request.request
     verdict = await told(rogue, e.Verdict)
     assert not verdict.folded
@@ -103,7 +103,7 @@ async def test_an_update_sealed_to_the_coordinators_own_key_is_refused(running: 
     request = await running.request(rogue)
     update, content = rogue.update(request, filled(1.0))
     box = running.fed.identity.box.public
-    whole = msgspec.structs.replace(update, inline=content)
+    whole = replace(update, inline=content)
     clear = new_clear(rogue.federation, rogue.key.public, box)
     await rogue.offer(seal(clear, bytes(32), box, e.encode_event(whole)))
     refused = await told(rogue, e.Refusal)
@@ -203,7 +203,7 @@ async def test_an_update_to_a_key_that_nobody_was_given_is_refused_as_closed(run
     rogue = running.rogue
     request = await running.request(rogue)
     strange = running.fed.identity.enrolment.public
-    elsewhere = msgspec.structs.replace(request, update_key=strange)
+    elsewhere = replace(request, update_key=strange)
     sealed, _ = rogue.seal(elsewhere, *rogue.update(request, filled(1.0)))
     envelope = await rogue.offer(sealed)
     assert envelope.clear.recipient == key_id(strange)

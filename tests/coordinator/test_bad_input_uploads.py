@@ -96,7 +96,7 @@ async def test_credit_is_counted_in_the_chunks_that_were_offered_first(tmp_path:
     async with case(tmp_path / "c", count=CHUNKED_COUNT) as running:
         offer = await offered(running, running.rogue)
         other = msgspec.structs.replace(offer.sealed.clear, chunk_bytes=CHUNK_BYTES_MIN + 1)
-        await running.rogue.offer(replace(offer.sealed, clear=other))  # also three chunks
+        await running.rogue.offer(msgspec.structs.replace(offer.sealed, clear=other))  # also three chunks
         await told(running.rogue, e.Grant)
         (line,) = running.fed.coordinator.intake.uploads.credits.lines.values()
         assert line.chunk_bytes == CHUNK_BYTES_MIN + CHUNK_OVERHEAD_BYTES

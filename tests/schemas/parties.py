@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from schemas.envelope import Envelope, Opened, Order, Sealed, new_clear, open_envelope, parse, seal, sign
 from schemas.events import Accept, encode_event
@@ -79,7 +78,7 @@ def signed_accept() -> Envelope:
 def with_clear(**changes: Any) -> Envelope:
     """The device's message with another clear part, signed by the device itself."""
     sealed = sealed_accept()
-    return sign(replace(sealed, clear=msgspec.structs.replace(sealed.clear, **changes)), DEVICE, ORDER)
+    return sign(replace(sealed, clear=replace(sealed.clear, **changes)), DEVICE, ORDER)
 
 
 def received(data: bytes, sender: bytes, reader: BoxKey = COORDINATOR_BOX) -> Opened:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import sha256
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from schemas.codec import pack
 from schemas.envelope import (
@@ -84,7 +83,7 @@ def test_the_same_ciphertext_under_a_new_number_is_the_same_message() -> None:
 
 def test_another_device_cannot_sign_a_foreign_ciphertext_as_its_own() -> None:
     sealed = sealed_accept()
-    stolen = replace(sealed, clear=msgspec.structs.replace(sealed.clear, sender=OTHER.id))
+    stolen = replace(sealed, clear=replace(sealed.clear, sender=OTHER.id))
     envelope = parse(sign(stolen, OTHER, ORDER).to_bytes())
     envelope.check_signature(OTHER.public)  # its signature is good, but the sender is bound into the key
     with pytest.raises(KeyRefused):
@@ -107,8 +106,8 @@ def test_a_message_to_another_reader_is_refused() -> None:
 def test_a_message_redirected_to_another_reader_does_not_open() -> None:
     """Somebody who can open a message seals its content key again, to a third party."""
     sealed = sealed_accept()
-    clear = msgspec.structs.replace(sealed.clear, recipient=OTHER_BOX.id)
-    key = msgspec.structs.replace(sealed.seal, key=seal_key(secret("accept"), OTHER_BOX.public))
+    clear = replace(sealed.clear, recipient=OTHER_BOX.id)
+    key = replace(sealed.seal, key=seal_key(secret("accept"), OTHER_BOX.public))
     envelope = sign(Sealed(clear, key, sealed.body), DEVICE, ORDER)
     with pytest.raises(KeyRefused):
         open_envelope(envelope, OTHER_BOX, FEDERATION)
@@ -156,12 +155,12 @@ def test_a_message_with_bytes_behind_it_is_refused() -> None:
 def resigned(spoil: Callable[[Sealed], Sealed]) -> Envelope:
     """The device's message with one part replaced, and a good signature over the result."""
     sealed = spoil(sealed_accept())
-    whole = msgspec.structs.replace(sealed.seal, body=sha256(sealed.body).digest())
+    whole = replace(sealed.seal, body=sha256(sealed.body).digest())
     return sign(replace(sealed, seal=whole), DEVICE, ORDER)
 
 
 def with_key(sealed: Sealed, key: bytes) -> Sealed:
-    return replace(sealed, seal=msgspec.structs.replace(sealed.seal, key=key))
+    return replace(sealed, seal=replace(sealed.seal, key=key))
 
 
 SPOILT: dict[str, tuple[Callable[[Sealed], Sealed], type[WireError]]] = {
@@ -174,10 +173,10 @@ SPOILT: dict[str, tuple[Callable[[Sealed], Sealed], type[WireError]]] = {
     "long sealed key": (lambda s: with_key(s, s.seal.key + b"\0"), Forged),
     "sealed key from a point of low order": (lambda s: with_key(s, bytes(32) + s.seal.key[32:]), Forged),
     "another commitment": (
-        lambda s: replace(s, seal=msgspec.structs.replace(s.seal, commitment=bytes(32))),
+        lambda s: replace(s, seal=replace(s.seal, commitment=bytes(32))),
         KeyRefused,
     ),
-    "no commitment": (lambda s: replace(s, seal=msgspec.structs.replace(s.seal, commitment=b"")), KeyRefused),
+    "no commitment": (lambda s: replace(s, seal=replace(s.seal, commitment=b"")), KeyRefused),
     "another body": (lambda s: replace(s, body=bytes(len(s.body))), Forged),
     "only a tag": (lambda s: replace(s, body=s.body[:16]), Forged),
 }

@@ -162,3 +162,9 @@ def test_whole_numbers_may_stand_for_floats() -> None:
 
 def test_a_logged_training_request_does_not_show_the_job_key() -> None:
     assert repr(TRAINING_REQUEST) == "TrainingRequest(job='presses', request=7, round=2)"
+
+
+def test_a_malformed_event_is_refused_with_the_place_where_it_is_wrong() -> None:
+    pull = {"type": "chunk-pull", "transfer": bytes(16), "chunks": [-1]}
+    with pytest.raises(Malformed, match=r"^not a known event: Expected `int` >= 0 - at `\$\.chunks\[0\]`$"):
+        decode_from_device(pack(pull))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgpack
 import pytest
+from msgspec.structs import replace
 
 from schemas.envelope import MAGIC, PREFIX, Envelope, parse, seal
 from schemas.errors import Malformed, UnknownVersion

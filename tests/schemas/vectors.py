@@ -8,9 +8,10 @@ everything else is computed from fixed keys and must come out the same, byte for
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from schemas import topics
 from schemas.chunks import bitmap, pack_chunk
