@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 
 import structlog
@@ -17,5 +18,7 @@ def quiet() -> None:
 
 
 def pool(jobs: int) -> ProcessPoolExecutor:
-    """As many processes, new ones: nothing of ours is shared."""
+    """As many processes, new ones: nothing of ours is shared. They reckon in one thread each: OpenBLAS' own
+    would wait busily on the processors of the others."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=quiet)
