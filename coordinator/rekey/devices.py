@@ -1,8 +1,8 @@
 """The devices of an export: their throw-away keys, as an agent keeps its own, and their users at the broker.
 
-``devices/<name>/`` is an agent's state directory: ``identity`` has the keys (edge_agent.identity), ``sequence``
-the numbers that no message has yet. Of a device that joined more than once, ``identity.1``, ``identity.2``, … are
-its earlier lives, the oldest first.
+``devices/<name>/`` is an agent's state directory: ``identity`` has its keys (edge_agent.identity),
+``sequence`` the numbers that no message has yet. Of a device that joined more than once, ``identity.1``,
+``identity.2``, … are its earlier lives, the oldest first.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from msgspec.structs import replace
+from msgspec.structs import replace as with_fields
 
 from broker.bodies import Bodies
 from broker.journal import Journal, Mark
@@ -28,6 +28,7 @@ from coordinator.keystore import Identity, KeyStore, load_identity
 from coordinator.recovery import FOLDER, follow_entry
 from coordinator.rekey import ExportRefused
 from coordinator.rekey.devices import put_devices
+from coordinator.rekey.draft import DraftFiles
 from coordinator.rekey.messages import Messages
 from coordinator.rekey.names import Names
 from coordinator.rekey.parties import Parties
@@ -84,8 +85,11 @@ def export(
                 f"{directory} begins with entry {journal.before.index + 1}: what was pruned is needed for an "
                 f"export; export before pruning, or from a backup"
             )
-        exported = _Retelling(ports, directory, draft, identity, config, content).tell(journal, segment_bytes)
+        drafts = DraftFiles(files)
+        retelling = _Retelling(replace(ports, files=drafts), directory, draft, identity, config, content)
+        exported = retelling.tell(journal, segment_bytes)
         _require_whole(ports, draft, exported)
+        drafts.settle()
         files.rename(draft, target)
         files.sync_dir(target.parent)
     except BaseException:
@@ -150,7 +154,7 @@ class _Retelling:
         for job, digest in found.models:
             was, told = self._was.layout(job), self._to.job(job)
             if was.digest() not in self._to.layouts:
-                layout = replace(was, job=told)
+                layout = with_fields(was, job=told)
                 self._store.put_layout(layout)
                 self._to.layouts[was.digest()] = layout.digest()
             self._store.put_model(told, [self._was.model(job, digest)])

@@ -25,7 +25,7 @@ class Life:
 
 
 class Messages:
-    """Goes through a log in its order. ``updates``: what became of the stored ones, by recipient and digest."""
+    """Goes through a log in its order. ``updates``: what the stored ones are now, by recipient and digest."""
 
     def __init__(self, translator: Translator, source: Identity, ours: Identity) -> None:
         self._to, self._parties = translator, translator.parties

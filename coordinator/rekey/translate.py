@@ -1,7 +1,7 @@
 """Facts, inputs and events of a recording in other words and under other keys.
 
-Each of their fields is in one of two tables: `KEPT` has those that tell nothing of anybody, `RULES` what becomes
-of the others. One that is in neither is refused, so that nothing new slips through unseen.
+Each of their fields is in one of two tables: `KEPT` has those that tell nothing of anybody, `RULES` what
+becomes of the others. One that is in neither is refused, so that nothing new slips through unseen.
 """
 
 from __future__ import annotations
