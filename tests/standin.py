@@ -51,7 +51,6 @@ TASK = "standin"
 IN_MEMORY = Config(broker="memory:test")
 COORDINATOR_PASSWORD = "coordinator's"
 
-
 Dial = Callable[[str, Credentials, Sequence[str]], Bus]
 """Makes a bus: broker URL, credentials, subscriptions."""
 
