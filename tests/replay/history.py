@@ -18,6 +18,7 @@ import numpy as np
 from broker.ports import Files, Ports
 from broker.system import system_ports
 from coordinator.config import FILE, PASSWORD, Config, config_text
+from coordinator.ledger import FLUSH_S
 from coordinator.rekey.draft import DraftFiles
 from coordinator.state import JobState
 from schemas import events as e
@@ -245,6 +246,7 @@ class History:
             await self.folded(device)
         await self.fed.until(lambda: self.fed.job(JOB).state is JobState.FINISHED)
         await self.a.next(e.JobFinished)
+        await asyncio.sleep(2 * FLUSH_S)  # that it was told is recorded with what comes next
 
     async def until(self, version: int) -> None:
         await self.fed.until(lambda: len(self.fed.job(JOB).versions) > version)
