@@ -6,6 +6,7 @@ destroying a request's key shreds the updates that were sealed to it in every co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,14 +107,17 @@ class KeyStore:
 
     def make_request_keys(self, job: str, round_: int, devices: tuple[str, ...]) -> list[tuple[str, bytes]]:
         """A fresh X25519 key per device, durable on return: (device, public key) each."""
+        keys = [(device, BoxKey.from_secret(self._entropy.random_bytes(32))) for device in devices]
+        self.put_request_keys(job, round_, [key for _, key in keys])
+        return [(device, key.public) for device, key in keys]
+
+    def put_request_keys(self, job: str, round_: int, keys: Iterable[BoxKey]) -> None:
+        """Add request keys to those of a round, durably."""
         path = self._round_path(job, round_)
         self._files.make_dir(path.parent)
-        secrets = dict(self._round(path))
-        keys = [(device, BoxKey.from_secret(self._entropy.random_bytes(32))) for device in devices]
-        secrets |= {key.id.hex(): key.secret for _, key in keys}
+        secrets = self._round(path) | {key.id.hex(): key.secret for key in keys}
         write_atomic(self._files, path, pack(secrets))
         self._newest = None
-        return [(device, key.public) for device, key in keys]
 
     def request_key(self, job: str, round_: int, public_key_id: bytes) -> BoxKey | None:
         """The key that an update was sealed to; None once it was destroyed."""

@@ -12,7 +12,7 @@ from broker.journal_open import begun
 from broker.journal_segments import SEGMENT_BYTES
 from broker.ports import Files
 from coordinator.apply import apply
-from coordinator.entries import Turned, decode_entry
+from coordinator.entries import Logged, Turned, decode_entry
 from coordinator.image import Recovered
 from coordinator.snapshots import Snapshot, Snapshots
 from coordinator.state import State
@@ -31,13 +31,17 @@ def recover(journal: Journal, base: Snapshot | None = None) -> Recovered:
 def follow(recovered: Recovered, logged_entries: Iterable[Entry]) -> Recovered:
     """Apply the facts of these entries to what was recovered so far, which is changed and returned."""
     for logged in logged_entries:
-        entry = decode_entry(logged.data)
-        recovered.run_s = max(recovered.run_s, entry.at.run_s)
-        if isinstance(entry, Turned):
-            recovered.turns += 1
-            for fact in entry.facts:
-                apply(recovered.state, fact, entry.at.run_s)
+        follow_entry(recovered, decode_entry(logged.data))
     return recovered
+
+
+def follow_entry(recovered: Recovered, entry: Logged) -> None:
+    """`follow`, of one entry."""
+    recovered.run_s = max(recovered.run_s, entry.at.run_s)
+    if isinstance(entry, Turned):
+        recovered.turns += 1
+        for fact in entry.facts:
+            apply(recovered.state, fact, entry.at.run_s)
 
 
 def open_recovered(

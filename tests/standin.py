@@ -43,14 +43,13 @@ from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user
 from schemas.keys import BoxKey, SigningKey
 from tests.brokers import Admit
 from tests.sim.machine import SimProcess, SimSpawn
-from tests.workers import maker, seal_for, update_for
+from tests.workers import Answer, maker, seal_for, update_for
 
 T = TypeVar("T", bound=e.Event)
 PATIENCE_S = 30.0
 TASK = "standin"
 IN_MEMORY = Config(broker="memory:test")
 COORDINATOR_PASSWORD = "coordinator's"
-
 
 Dial = Callable[[str, Credentials, Sequence[str]], Bus]
 """Makes a bus: broker URL, credentials, subscriptions."""
@@ -59,7 +58,7 @@ Dial = Callable[[str, Credentials, Sequence[str]], Bus]
 class Federation:
     """A running coordinator, and the way to its broker: the one in ``config``, by default one in memory where
     sessions have the plain names of devices. ``admit`` tells a real broker of its users; ``around`` is put
-    around every bus."""
+    around every bus; ``make`` is the worker that makes initial parameters."""
 
     def __init__(
         self,
@@ -70,12 +69,13 @@ class Federation:
         config: Config = IN_MEMORY,
         admit: Admit | None = None,
         around: Callable[[Bus], Bus] = lambda bus: bus,
+        make: Callable[[Ports, int], Answer] = maker,
     ) -> None:
         self.directory = directory
         self.broker = MemoryBroker()
         self._admit = admit
         self._around = around
-        spawn = SimSpawn(lambda argv, env: SimProcess(maker(self.ports, count)))
+        spawn = SimSpawn(lambda argv, env: SimProcess(make(self.ports, count)))
         self.ports = replace(ports, spawn=spawn)
         if not ports.files.exists(directory / "coordinator.toml"):
             init(self.ports, directory, config, COORDINATOR_PASSWORD if admit else "")

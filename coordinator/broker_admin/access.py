@@ -47,7 +47,7 @@ class EmbeddedAccess:
 
     async def admit(self, device: DeviceId, password: str) -> str:
         async with self._turn:
-            await self._ports.offload.run(self._admit, device, password)
+            await self._ports.offload.run(self.put, device, password)
         return ""
 
     async def shut_out(self, device: DeviceId) -> None:
@@ -55,7 +55,8 @@ class EmbeddedAccess:
             user = broker_user(self._federation, device)
             await self._ports.offload.run(embedded.remove_user, self._ports.files, self._path, user)
 
-    def _admit(self, device: DeviceId, password: str) -> None:
+    def put(self, device: DeviceId, password: str) -> None:
+        """As `admit`, when nobody else writes. Blocking."""
         embedded.write_user(
             self._ports.files,
             self._path,

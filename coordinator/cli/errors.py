@@ -13,6 +13,7 @@ from coordinator.config import ConfigError
 from coordinator.control import CommandFailed, NotServing
 from coordinator.exporting import NoSuchVersion
 from coordinator.keystore import KeysMissing
+from coordinator.rekey import ExportRefused
 from schemas.errors import WireError
 
 EXPECTED: Final = (
@@ -20,6 +21,7 @@ EXPECTED: Final = (
     BusError,
     CommandFailed,
     ConfigError,
+    ExportRefused,
     Failed,
     JournalError,
     KeysMissing,

@@ -47,7 +47,7 @@ def begin(
     files = {name: _readable(name, path) for name, path in tls.items() if path is not None}
     password = password_in(password_file)
     if broker.startswith("embedded:"):
-        config = Config(broker=_with_port(broker, ports.entropy), device_urls=device_urls)
+        config = Config(broker=with_port(broker, ports.entropy), device_urls=device_urls)
     else:
         parts = _split(broker)
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
@@ -93,7 +93,8 @@ def password_in(file: Path | None) -> str:
         raise UsageFault(f"password file {file}: {getattr(error, 'strerror', '') or error}") from error
 
 
-def _with_port(broker: str, entropy: Entropy) -> str:
+def with_port(broker: str, entropy: Entropy) -> str:
+    """An embedded broker with a port, for 0 a free one. Raises `UsageFault`, `Failed`."""
     text = broker.removeprefix("embedded:") or "0"
     if not text.isascii() or not text.isdigit() or int(text) > 65_535:
         raise UsageFault(f"broker {broker!r}: write embedded:PORT, with a port from 1 to 65535, or 0 for any")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coordinator.cli.options import DIRECTORY_DEFAULT, AsJson, Directory
-from coordinator.cli.output import Failed, print_json, print_lines, print_table, printable
+from coordinator.cli.output import Failed, UsageFault, print_json, print_lines, print_table, printable
 
 if TYPE_CHECKING:
     from broker.journal import Journal
@@ -84,16 +84,11 @@ def verify(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) ->
     Exit status 1 names the files that are damaged, and where.
     """
     from broker.system import system_ports
-    from coordinator.cli.state import ask
-    from coordinator.control import NotServing
+    from coordinator.cli.state import durable_entries
     from coordinator.keystore import load_identity
     from coordinator.verify import verify as verify_all
 
-    files = system_ports().files
-    try:
-        durable = int(ask(directory, {"op": "status"})["journal_index"])
-    except NotServing:
-        durable = None
+    files, durable = system_ports().files, durable_entries(directory)
     found = verify_all(files, directory, load_identity(files, directory).federation, durable)
     if as_json:
         print_json(
@@ -150,6 +145,52 @@ def prune(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> 
         )
     else:
         print_lines(f"nothing to remove: the journal begins with entry {done.first}")
+
+
+@journal.command()
+def export(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A state directory that is made.")],
+    directory: Directory = DIRECTORY_DEFAULT,
+    rekey: Annotated[
+        bool, typer.Option("--rekey", help="Under throw-away keys, with neutral names. Always given.")
+    ] = False,
+    bodies: Annotated[
+        str, typer.Option(metavar="keep|truncate|drop", help="What becomes of the updates' content.")
+    ] = "keep",
+    as_json: AsJson = False,
+) -> None:
+    """Copy the recording for others: without any key or name of this federation."""
+    from broker.system import system_ports
+    from coordinator.cli.init import with_port
+    from coordinator.cli.state import durable_entries
+    from coordinator.config import Config
+    from coordinator.rekey.export import export as export_log
+    from coordinator.rekey.updates import Content
+
+    if not rekey:
+        raise UsageFault("export what? with --rekey; what shall keep its keys and names is copied as it is")
+    if bodies not in set(Content):
+        raise UsageFault(f"--bodies {bodies}: one of {', '.join(Content)}")
+    ports, durable = system_ports(), durable_entries(directory)
+    config = Config(broker=with_port("embedded:0", ports.entropy))
+    made = export_log(ports, directory, target, config, Content(bodies), durable=durable)
+    if as_json:
+        print_json(
+            {
+                "dir": str(target),
+                "federation": made.federation.hex(),
+                "entries": made.entries,
+                "devices": made.devices,
+                "updates": made.updates,
+                "bodies": bodies,
+            }
+        )
+        return
+    print_lines(
+        f"{target}: {made.entries} entries, {made.devices} devices, {made.updates} updates "
+        f"(content: {bodies}), as federation {made.federation.hex()}",
+        "its keys were made for it; times, sizes, measured numbers and the models are the recording's",
+    )
 
 
 @contextmanager

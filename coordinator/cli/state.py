@@ -37,6 +37,14 @@ def look(directory: Path, command: dict[str, Any], from_log: Callable[[State], A
         return json.loads(json.dumps(from_log(read_state(directory))))
 
 
+def durable_entries(directory: Path) -> int | None:
+    """How many entries the coordinator that serves has made durable; None when nobody serves."""
+    try:
+        return int(ask(directory, {"op": "status"})["journal_index"])
+    except control.NotServing:
+        return None
+
+
 def read_state(directory: Path) -> State:
     """What the log says, beside a coordinator that writes. Raises `JournalError`, `KeysMissing`."""
     require_state_directory(directory)

@@ -1,0 +1,1 @@
+"""The pytest plugin, used as somebody else would use it."""
