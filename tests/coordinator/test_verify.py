@@ -45,7 +45,7 @@ def rewritten(disk: Disk, change: Callable[[Message], Message], *, inline: bool)
     parts, head = [encode_header(disk.federation, header)], header.head
     for data in found:
         frame, head = encode_frame(head, [data])
-        parts.append(frame)
+        parts.append(bytes(frame))
     disk.files.open(HOME / FOLDER / "00000001.fbj", create=True).append(b"".join(parts))
     return at + 1
 
