@@ -6,7 +6,7 @@ Its names are a factory's own, and occur nowhere else: whoever finds one in an e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -34,7 +34,8 @@ from tests.workers import Answer, maker
 
 COUNT: Final = 10
 DEVICES: Final = ("press-07", "press-08", "oven-3")
-ENTITY, JOB, DATASET, BROKEN = "acme-works", "wear-of-rollers", "hall-4", "cracks-in-steel"
+AGENT, ENTITY, DATASET = "roller-agent 3", "acme-works", "hall-4"
+JOB, BROKEN, IDLE = "wear-of-rollers", "cracks-in-steel", "idle-rollers"
 BROKER: Final = "mqtts://broker.acme-works.example:8883"
 USER, PASSWORD_TEXT = "fed-acme-works", "the coordinator's own secret"
 HOME: Final = Path("/c")
@@ -70,26 +71,32 @@ def _recorded(count: int) -> dict[Path, bytes]:
             await History(fed, count, tasks).play()
 
     virtual_loop.run(play)
-    return dict(_found(ports.files, HOME))
+    return dict(found(ports.files, HOME))
 
 
-def _found(files: Files, folder: Path) -> Iterator[tuple[Path, bytes]]:
+def found(files: Files, folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every file in ``folder``, by its path from there."""
     for path in (folder / name for name in files.names(folder)):
         if files.names(path):
-            yield from _found(files, path)
+            yield from ((Path(path.name) / inside, data) for inside, data in found(files, path))
         else:
             with suppress(FileNotFoundError):  # a folder without files
-                yield path.relative_to(HOME), files.read(path)
+                yield Path(path.name), files.read(path)
 
 
 def record(home: Path, count: int = COUNT) -> Path:
     """Keep the history, with models of ``count`` parameters, in ``home``, whose broker is a factory's."""
-    for path, data in _recorded(count).items():
-        (home / path).parent.mkdir(parents=True, exist_ok=True)
-        (home / path).write_bytes(data)
+    spill(_recorded(count), home)
     (home / FILE).write_text(config_text(Config(broker=BROKER, username=USER)))
     (home / PASSWORD).write_text(PASSWORD_TEXT)
     return home
+
+
+def spill(files: Mapping[Path, bytes], home: Path) -> None:
+    """Put files of a simulated disk on a real one."""
+    for path, data in files.items():
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).write_bytes(data)
 
 
 def unsynced() -> Ports:
@@ -126,7 +133,15 @@ class History:
         device = StandIn(token_from_text(invited["token"]), fed.dial, fed.ports, fed.directory)
         await device.__aenter__()
         await device.enrol()
-        await device.report(TASK, "smelting")
+        status = e.DeviceStatus(
+            agent=AGENT,
+            cores=2,
+            memory_bytes=1 << 30,
+            power="mains",
+            tasks=[TASK, "smelting"],
+            samples={DATASET: 4_711, "back-yard": 12},
+        )
+        await device.say(status)
         return device
 
     async def submit(self, name: str, **fields: Any) -> None:
@@ -138,7 +153,7 @@ class History:
         """An update, sent; `Verdict` is still to be heard."""
         delta = changed.pop("delta", self.rng.standard_normal(self.count, dtype=np.float32) / 10)
         await device.say(e.Accept(job=request.job, request=request.request))
-        measured = {"metrics": {"loss": 0.5, "rolls": 3.0}, "evaluation": {"accuracy": 0.75}} | changed
+        measured = {"metrics": {"loss": 0.5, "rolls-turned": 3.0}, "evaluation": {"accuracy": 0.75}} | changed
         update, content = device.update(request, delta, 5, **measured)
         sealed, chunks = device.seal(request, update, content, CHUNK_BYTES_MIN if chunked else 0)
         await device.send_chunks(await device.offer(sealed), chunks)
@@ -214,9 +229,9 @@ class History:
 
     async def other_jobs(self) -> None:
         """One is cancelled, one has no model."""
-        await self.submit("idle", cohort=9)
-        await self.fed.until(lambda: self.fed.job("idle").state is JobState.RUNNING)
-        await self.fed.command("cancel", job="idle")
+        await self.submit(IDLE, cohort=9)
+        await self.fed.until(lambda: self.fed.job(IDLE).state is JobState.RUNNING)
+        await self.fed.command("cancel", job=IDLE)
         await self.submit(BROKEN)
         await self.fed.until(lambda: self.fed.job(BROKEN).state is JobState.FAILED)
 

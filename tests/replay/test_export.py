@@ -34,11 +34,13 @@ from tests.replay.leaks import drawn, leaks, readable
 
 Capsys = pytest.CaptureFixture[str]
 CONFIG: Final = Config(broker="embedded:20123")
+# None is so short that it could come about by chance.
 SECRET_TEXTS: Final = (
     *history.DEVICES,
     *history.TEXTS,
     *(history.ENTITY, history.JOB, history.DATASET, history.BROKEN, history.BROKER, history.USER),
-    *(history.PASSWORD_TEXT, "acme", "standin", "smelting", "unheard-of", "idle", "rolls", "wear"),
+    *(history.AGENT, history.IDLE, "rolls-turned", "back-yard"),
+    *(history.PASSWORD_TEXT, "standin", "smelting", "unheard-of"),
 )
 CHUNKED: Final = 3_000  # parameters: three chunks of the smallest size
 
@@ -131,7 +133,7 @@ def test_an_export_is_refused_where_it_could_harm_or_mislead(home: Path, tmp_pat
 
 
 def test_an_export_that_fails_leaves_nothing(home: Path, tmp_path: Path) -> None:
-    (model,) = (home / "models" / "idle").glob("*.model")
+    (model,) = (home / "models" / history.IDLE).glob("*.model")
     model.unlink()
     with pytest.raises(FileNotFoundError):
         exported(home)

@@ -13,13 +13,15 @@ from coordinator.broker_admin.roster import Roster, matches
 from coordinator.config import Config
 from coordinator.keystore import load_identity
 from coordinator.rekey.export import export
+from coordinator.replay import replay
 from coordinator.state import JobState
 from edge_agent import identity as agents
 from schemas import events as e
 from schemas.enrolment import Member, Token
 from schemas.ids import DeviceId
 from schemas.keys import open_certificate
-from tests.replay.history import COUNT, DEVICES, record, unsynced
+from tests.coordinator.pruning import HOME, recorded
+from tests.replay.history import COUNT, DEVICES, found, record, spill, unsynced
 from tests.sim import virtual_loop
 from tests.sim.machine import sim_ports
 from tests.standin import IN_MEMORY, TASK, Federation, StandIn, federation, spec
@@ -66,6 +68,29 @@ def test_a_coordinator_and_a_device_go_on_from_an_export(tmp_path: Path) -> None
             await fed.until(lambda: fed.job("more").state is JobState.FINISHED)
 
     virtual_loop.run(play)
+
+
+def test_an_open_round_goes_on_in_an_export(tmp_path: Path) -> None:
+    """One of two updates was received; the other device answers with its throw-away key."""
+    home, ports = tmp_path / "home", unsynced()
+    spill(dict(found(recorded().files, HOME)), home)
+    told = tmp_path / "told"
+    export(ports, home, told, Config(broker=IN_MEMORY.broker))
+
+    async def play() -> None:
+        async with federation(told, replace(sim_ports(seed=1), files=ports.files), COUNT) as fed:
+            job = fed.job("job-2")
+            version, open_round = len(job.versions), job.round
+            assert [request.device for request in open_round.order] == ["device-1"]
+            device = returned(fed, told / "devices" / "device-2")
+            await device.__aenter__()
+            request = await device.next(e.TrainingRequest)
+            await device.answer(request, np.ones(COUNT, np.float32))
+            assert (await device.next(e.Verdict)).folded
+            await fed.until(lambda: len(job.versions) == version + 1)
+
+    virtual_loop.run(play)
+    assert replay(ports, told)["equal"]
 
 
 def test_every_device_of_an_export_can_log_in_at_a_broker_and_is_certified(tmp_path: Path) -> None:
