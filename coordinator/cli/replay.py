@@ -16,6 +16,7 @@ from coordinator.cli.output import Failed, UsageFault, print_json, print_lines, 
 if TYPE_CHECKING:
     from coordinator.evaluating import Evaluate
     from coordinator.recording import Recording
+    from coordinator.whatif import Settings
     from schemas.jobs import JobSpec
 
 Row = dict[str, Any]
@@ -86,6 +87,23 @@ def _verify(directory: Path, job: str, until: int, *, as_json: bool) -> None:
         )
 
 
+def _document(path: Path) -> Row:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageFault(f"{path}: {error}") from error
+
+
+def _settings(path: Path, document: Row, spec: JobSpec) -> Settings:
+    from coordinator.whatif import parse_settings
+    from schemas.errors import JobRefused
+
+    try:
+        return parse_settings(document, spec)
+    except JobRefused as error:
+        raise UsageFault(f"{path}: {error}") from error
+
+
 def _what_if(
     directory: Path,
     job: str,
@@ -96,15 +114,13 @@ def _what_if(
     *,
     as_json: bool,
 ) -> None:
+    from broker.ports import write_atomic
     from broker.system import system_ports
     from coordinator.cli.state import read_state
     from coordinator.recording import Recording
-    from coordinator.whatif import parse_settings, what_if
+    from coordinator.whatif import what_if
 
-    try:
-        document = tomllib.loads(settings_file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageFault(f"{settings_file}: {error}") from error
+    document = _document(settings_file)
     if plot:
         from coordinator.report.gather import require_plots
 
@@ -112,7 +128,7 @@ def _what_if(
     recording = Recording(system_ports(), directory)
     jobs = read_state(directory).jobs
     job = _only(job or str(document.get("name", "")), list(jobs), directory)
-    settings = parse_settings(document, jobs[job].spec)
+    settings = _settings(settings_file, document, jobs[job].spec)
     rows: list[Row] = []
 
     async def compare(evaluate: Evaluate | None) -> None:
@@ -129,21 +145,25 @@ def _what_if(
     if plot:
         from coordinator.report.parting import draw
 
-        plot.write_bytes(draw(job, rows))
+        write_atomic(system_ports().files, plot, draw(job, rows), mode=0o644)
     if as_json:
         print_json({"job": job, "settings": document, "versions": rows})
         return
+    _print_parted(job, settings_file, rows, measured=dataset is not None)
+    if plot:
+        print_lines(f"plot {plot}")
+
+
+def _print_parted(job: str, settings_file: Path, rows: list[Row], *, measured: bool) -> None:
     columns = [
         "version",
         "updates",
         "distance",
         "relative",
         "cosine",
-        *(["accuracy", "recorded"] if dataset else []),
+        *(["accuracy", "recorded"] if measured else []),
     ]
     print_table(f"job {job} under {settings_file}", columns, [_line(row, columns) for row in rows])
-    if plot:
-        print_lines(f"plot {plot}")
 
 
 def _line(row: Row, columns: list[str]) -> list[str]:
