@@ -88,7 +88,7 @@ class Folder:
         self._block: NDArray[np.float64] = np.empty(min(BLOCK, self._count))
         self._sealed = bytearray()
         self._squares = 0.0  # of the open update's coordinates
-        self._owed = 0  # samples of the open update, if it is to be added
+        self._owed = 0.0  # weight of the open update, if it is to be added
         self.samples = 0
         self.folded = 0
 
@@ -160,15 +160,20 @@ class Folder:
         """
         return math.sqrt(self._squares) if math.isfinite(self._squares) else self._squares
 
-    def add(self, samples: int) -> None:
-        """Fold the open update with the weight ``samples``. Cheap: the sum is made with the next call that
-        blocks anyway, so that callers need no thread for this one."""
-        self._owed = samples
+    @property
+    def opened(self) -> NDArray[np.float32]:
+        """The open update's coordinates; another's after the next `read`."""
+        return self._open
+
+    def add(self, samples: int, scale: float = 1.0) -> None:
+        """Fold the open update, times ``scale``, with the weight ``samples``. Cheap: the sum is made with the
+        next call that blocks anyway, so that callers need no thread for this one."""
+        self._owed = samples * scale
         self.samples += samples
         self.folded += 1
 
     def _settle(self) -> None:
-        weight, self._owed = float(self._owed), 0
+        weight, self._owed = self._owed, 0.0
         if not weight:
             return
         for start in range(0, self._count, BLOCK):
@@ -195,7 +200,7 @@ class Folder:
     def clear(self) -> None:
         """Start the next round with the same buffers."""
         self._sum.fill(0.0)
-        self._owed = 0
+        self._owed = 0.0
         self.samples = 0
         self.folded = 0
 

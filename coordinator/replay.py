@@ -13,25 +13,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from broker.bodies import Bodies
 from broker.ports import Ports
-from coordinator.apply import apply
-from coordinator.entries import Turned, decode_entry
-from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
-from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
-from coordinator.keystore import Identity, KeyStore, load_identity
-from coordinator.recovery import open_whole
-from coordinator.state import Job, Request, RequestState, State
-from coordinator.store import Store
-from schemas.envelope import Envelope
-from schemas.errors import WireError
-from schemas.ids import key_id
+from coordinator.fold import Folder
+from coordinator.recording import Commit, NothingToReplay, Recording
+from coordinator.state import Job
 
 Version = dict[str, Any]
-
-
-class NothingToReplay(Exception):
-    """There is no such job, or it has no version. The text says what there is."""
 
 
 def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> dict[str, Any]:
@@ -41,30 +28,19 @@ def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> d
     that is not, or is None; ``pruned`` says how many versions of each job can no longer be computed. Raises
     `broker.journal.JournalError`, `coordinator.keystore.KeysMissing`, `NothingToReplay`.
     """
-    identity = load_identity(ports.files, directory)
-    journal, base = open_whole(ports.files, directory, identity.federation)
-    state = base.recovered.state if base else State()
+    recording = Recording(ports, directory)
     refolds: dict[str, Refold] = {}
-    for known in state.jobs.values():
+    for known in recording.state.jobs.values():
         if known.versions and (not job or known.id == job):
-            refolds[known.id] = Refold(ports, directory, identity, state, known.id)
+            refolds[known.id] = Refold(recording, known.id)
             refolds[known.id].follow(known)
-    for logged in journal.entries(base.mark.index if base else 0):
-        entry = decode_entry(logged.data)
-        for fact in entry.facts if isinstance(entry, Turned) else ():
-            if isinstance(fact, VersionCommitted) and (not job or fact.job == job):
-                if fact.job not in refolds:
-                    refolds[fact.job] = Refold(ports, directory, identity, state, fact.job)
-                if not until or fact.version <= until:
-                    refolds[fact.job].version(fact, logged.index)
-            apply(state, fact, entry.at.run_s)
-            if isinstance(fact, UpdateReceived) and fact.job in refolds:
-                signer = state.devices[fact.device].signing
-                refolds[fact.job].signers[fact.device, fact.request] = signer
-            if isinstance(fact, UpdateJudged) and fact.job in refolds:
-                refolds[fact.job].judged[fact.device, fact.request] = fact
+    for commit in recording.commits(job):
+        if commit.fact.job not in refolds:
+            refolds[commit.fact.job] = Refold(recording, commit.fact.job)
+        if not until or commit.fact.version <= until:
+            refolds[commit.fact.job].version(commit)
     if not refolds:
-        names = ", ".join(sorted(state.jobs)) or "none"
+        names = ", ".join(sorted(recording.state.jobs)) or "none"
         raise NothingToReplay(f"{directory} records no version of {job or 'any job'}; its jobs: {names}")
     jobs = {name: refold.versions for name, refold in refolds.items()}
     differences = [version for versions in jobs.values() for version in versions if not version["equal"]]
@@ -73,27 +49,21 @@ def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> d
         "difference": min(differences, key=lambda version: version["entry"], default=None),
         "jobs": jobs,
         "pruned": {name: refold.pruned for name, refold in refolds.items()},
-        "entries": journal.count,
-        "head": journal.head.hex(),
+        "entries": recording.journal.count,
+        "head": recording.journal.head.hex(),
     }
 
 
 class Refold:
     """One job's versions, computed again one after the other."""
 
-    def __init__(self, ports: Ports, directory: Path, identity: Identity, state: State, job: str) -> None:
-        self._identity = identity
-        self._state = state
+    def __init__(self, recording: Recording, job: str) -> None:
+        self._recording = recording
         self._job = job
-        self._keys = KeyStore(ports.files, directory, ports.entropy)
-        self._store = Store(ports.files, directory, identity, self._keys)
-        self._bodies = Bodies(ports.files, directory / "bodies")
         self._model: bytes | None = b""
         self._follows = b""  # digest of the version that is taken from its file when it is needed
         self._broken = False  # the round that was open there lost updates
         self.pruned = 0
-        self.signers: dict[tuple[str, int], bytes] = {}  # who signed: a device may enrol anew later
-        self.judged: dict[tuple[str, int], UpdateJudged] = {}
         self.versions: list[Version] = []
 
     def follow(self, job: Job) -> None:
@@ -102,8 +72,9 @@ class Refold:
         self._broken = bool(job.round and job.round.order)
         self.pruned = len(job.versions)
 
-    def version(self, fact: VersionCommitted, entry: int) -> None:
-        """Compute the version that ``fact`` records; the state is as it was just before."""
+    def version(self, commit: Commit) -> None:
+        """Compute a recorded version again."""
+        fact = commit.fact
         if self._broken:
             self._follows, self._broken = fact.model, False
             self.pruned += 1
@@ -112,12 +83,12 @@ class Refold:
         folded = 0
         if fact.round == 0:
             try:
-                self._model = self._store.model(self._job, fact.model)
+                self._model = self._recording.store.model(self._job, fact.model)
                 computed = fact.model
             except (OSError, ValueError) as error:
                 problems, computed = [f"the initial model: {error}"], b""
         else:
-            folded, problems = self._fold(self._state.jobs[self._job])
+            folded, problems = self._fold(commit)
             computed = sha256(self._model or b"").digest()
         self.versions.append(
             {
@@ -127,57 +98,25 @@ class Refold:
                 "computed": computed.hex(),
                 "equal": computed == fact.model and not problems,
                 "updates": folded,
-                "entry": entry,
+                "entry": commit.entry,
                 "problems": problems,
             }
         )
 
-    def _fold(self, job: Job) -> tuple[int, list[str]]:
+    def _fold(self, commit: Commit) -> tuple[int, list[str]]:
         if self._model is None:
             try:
-                self._model = self._store.model(self._job, self._follows)
+                self._model = self._recording.store.model(self._job, self._follows)
             except (OSError, ValueError) as error:
                 return 0, [f"the version before: {error}"]
-        folder = Folder(self._store.layout(self._job))
+        folder = Folder(self._recording.store.layout(self._job))
         problems = []
-        for request in job.round.order if job.round else ():
-            if request.state is RequestState.FOLDED:
-                problem = self._add(folder, job, request)
-                if problem:
-                    problems.append(f"device {request.device}, request {request.number}: {problem}")
+        for request in commit.folded:
+            problem = self._recording.open(folder, commit.job, request)
+            if problem:
+                problems.append(f"device {request.device}, request {request.number}: {problem}")
+            else:
+                folder.add(request.samples)
         if folder.samples:
             self._model = bytes(folder.finish(self._model))
         return folder.folded, problems
-
-    def _add(self, folder: Folder, job: Job, request: Request) -> str:
-        key = self._keys.request_key(job.id, request.round, key_id(request.key))
-        if key is None or job.round is None:
-            return "the key of its request was destroyed"
-        try:
-            signer = self.signers[request.device, request.number]
-            self._envelope(request).check_signature(signer)
-        except (WireError, OSError) as error:
-            return str(error)
-        expected = Expected(
-            self._identity.federation,
-            job.id,
-            request.number,
-            job.round.base,
-            self._store.layout(job.id),
-            key,
-        )
-        looked = look(folder, self._bodies, request.digest, expected)
-        if looked.problem or looked.update is None:
-            return looked.problem
-        recorded = self.judged[request.device, request.number]
-        if (looked.norm, looked.update.samples) != (recorded.norm, recorded.samples):
-            return "its norm or samples are not the recorded ones"
-        folder.add(recorded.samples)
-        return ""
-
-    def _envelope(self, request: Request) -> Envelope:
-        file = self._bodies.open(stored_name(key_id(request.key), request.digest))
-        try:
-            return read_envelope(file)[0]
-        finally:
-            file.close()

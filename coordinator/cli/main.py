@@ -19,7 +19,8 @@ from coordinator.cli.doctor import doctor
 from coordinator.cli.jobs import jobs, models
 from coordinator.cli.journal import journal
 from coordinator.cli.options import DIRECTORY_DEFAULT, AsJson, Directory
-from coordinator.cli.output import Failed, print_error, print_json, print_table
+from coordinator.cli.output import print_error, print_json, print_table
+from coordinator.cli.replay import replay
 from coordinator.cli.status import dead_letters, status
 
 FAILED = 1
@@ -42,6 +43,7 @@ app.add_typer(journal, name="journal")
 app.command()(doctor)
 app.command()(status)
 app.command("dead-letters")(dead_letters)
+app.command()(replay)
 
 DeviceName = Annotated[str, typer.Argument(metavar="DEVICE")]
 
@@ -179,46 +181,6 @@ def revoke(
         print_json(view)
     else:
         print(f"device {device}: {view['state']}")
-
-
-@app.command()
-def replay(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A coordinator's state directory.")],
-    job: Annotated[str, typer.Option(help="Only this job.")] = "",
-    until: Annotated[int, typer.Option(min=0, help="Up to this version; 0: all.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Compute every model again and compare the digests.
-
-    Folds the recorded updates in the order of the log; exit status 1 if a version differs.
-    """
-    from broker.system import system_ports
-    from coordinator.cli.state import require_state_directory
-    from coordinator.replay import NothingToReplay
-    from coordinator.replay import replay as replay_log
-
-    require_state_directory(directory)
-    try:
-        result = replay_log(system_ports(), directory, job=job, until=until)
-    except NothingToReplay as error:
-        raise Failed(str(error)) from error
-    if as_json:
-        print_json(result)
-    else:
-        for name, versions in result["jobs"].items():
-            equal = sum(version["equal"] for version in versions)
-            pruned = result["pruned"][name]
-            print(
-                f"job {name}: {len(versions)} versions computed again from the log, {equal} digests equal"
-                + (f"; versions 0 to {pruned - 1} were pruned" if pruned else "")
-            )
-    if not result["equal"]:
-        first = result["difference"]
-        cause = "; ".join(first["problems"]) or "the bits differ"
-        raise Failed(
-            f"{directory}: version {first['version']} (log entry {first['entry']}) is not what was recorded: "
-            f"{cause}; compare with a backup"
-        )
 
 
 @app.command()

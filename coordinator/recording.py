@@ -1,0 +1,116 @@
+"""A recorded federation, read in the order of its log: what became a version, of which updates.
+
+Needs the state directory alone (a copy will do, with its ``keys/``): no broker, no device, no coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from broker.bodies import Bodies
+from broker.ports import Ports
+from coordinator.apply import apply
+from coordinator.entries import Turned, decode_entry
+from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
+from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
+from coordinator.keystore import KeyStore, load_identity
+from coordinator.recovery import open_whole
+from coordinator.state import Job, Request, RequestState, State
+from coordinator.store import Store
+from schemas.envelope import Envelope
+from schemas.errors import WireError
+from schemas.ids import key_id
+
+
+class NothingToReplay(Exception):
+    """The recording has nothing of what was asked for. The text says what there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A recorded version; ``job`` is as it was just before, with the round that made it still open."""
+
+    fact: VersionCommitted
+    entry: int
+    job: Job
+
+    @property
+    def received(self) -> list[Request]:
+        """The updates that came in time, in the order of folding, whatever their verdict."""
+        return self.job.round.order if self.job.round else []
+
+    @property
+    def folded(self) -> list[Request]:
+        """Those that the version holds."""
+        return [request for request in self.received if request.state is RequestState.FOLDED]
+
+
+class Recording:
+    """The log and bodies of a state directory. Raises `broker.journal.JournalError`,
+    `coordinator.keystore.KeysMissing`."""
+
+    def __init__(self, ports: Ports, directory: Path) -> None:
+        self._identity = load_identity(ports.files, directory)
+        self.directory = directory
+        self.journal, base = open_whole(ports.files, directory, self._identity.federation)
+        self.state = base.recovered.state if base else State()
+        # Jobs whose first version in the log was made of updates that were pruned, in part.
+        self.incomplete = {job.id for job in self.state.jobs.values() if job.round and job.round.order}
+        self._after = base.mark.index if base else 0
+        self._keys = KeyStore(ports.files, directory, ports.entropy)
+        self.store = Store(ports.files, directory, self._identity, self._keys)
+        self._bodies = Bodies(ports.files, directory / "bodies")
+        self._signers: dict[tuple[str, str, int], bytes] = {}  # who signed: a device may enrol anew later
+        self._judged: dict[tuple[str, str, int], UpdateJudged] = {}
+
+    def commits(self, job: str = "") -> Iterator[Commit]:
+        """Every version that the log records (of one job, if named), once."""
+        for logged in self.journal.entries(self._after):
+            entry = decode_entry(logged.data)
+            for fact in entry.facts if isinstance(entry, Turned) else ():
+                if isinstance(fact, VersionCommitted) and (not job or fact.job == job):
+                    yield Commit(fact, logged.index, self.state.jobs[fact.job])
+                apply(self.state, fact, entry.at.run_s)
+                if isinstance(fact, UpdateReceived) and (not job or fact.job == job):
+                    signer = self.state.devices[fact.device].signing
+                    self._signers[fact.job, fact.device, fact.request] = signer
+                if isinstance(fact, UpdateJudged) and (not job or fact.job == job):
+                    self._judged[fact.job, fact.device, fact.request] = fact
+
+    def open(self, folder: Folder, job: Job, request: Request) -> str:
+        """Check and open an update of the job's round into the folder's buffer; what speaks against it.
+
+        Its device's signature, its binding to the request, and its recorded norm and samples are checked.
+        """
+        key = self._keys.request_key(job.id, request.round, key_id(request.key))
+        if key is None or job.round is None:
+            return "the key of its request was destroyed"
+        try:
+            signer = self._signers[job.id, request.device, request.number]
+            self._envelope(request).check_signature(signer)
+        except (WireError, OSError) as error:
+            return str(error)
+        expected = Expected(
+            self._identity.federation,
+            job.id,
+            request.number,
+            job.round.base,
+            self.store.layout(job.id),
+            key,
+        )
+        looked = look(folder, self._bodies, request.digest, expected)
+        if looked.problem or looked.update is None:
+            return looked.problem
+        recorded = self._judged[job.id, request.device, request.number]
+        if (looked.norm, looked.update.samples) != (recorded.norm, recorded.samples):
+            return "its norm or samples are not the recorded ones"
+        return ""
+
+    def _envelope(self, request: Request) -> Envelope:
+        file = self._bodies.open(stored_name(key_id(request.key), request.digest))
+        try:
+            return read_envelope(file)[0]
+        finally:
+            file.close()
