@@ -9,13 +9,16 @@ from tempfile import TemporaryDirectory
 
 from broker.ports import Ports, write_atomic
 from broker.worker import WorkerFailed, WorkerLink
-from coordinator.cli.output import Failed
 from schemas import work
 from schemas.jobs import JobSpec
 from schemas.models import Layout
 
 Evaluate = Callable[[bytes], Awaitable[dict[str, float]]]
-"""What the job's task measures of a model's bytes. Raises `Failed`."""
+"""What the job's task measures of a model's bytes. Raises `EvaluationFailed`."""
+
+
+class EvaluationFailed(Exception):
+    """The model was not measured. The text names the data set and says why."""
 
 
 @asynccontextmanager
@@ -38,9 +41,9 @@ async def evaluating(ports: Ports, spec: JobSpec, layout: Layout, dataset: Path)
                 try:
                     reply = await worker.call(order)
                 except WorkerFailed as error:
-                    raise Failed(f"--evaluate {dataset}: {error}") from error
+                    raise EvaluationFailed(f"{dataset}: {error}") from error
                 if isinstance(reply, work.Problem):
-                    raise Failed(f"--evaluate {dataset}: {reply.text}")
+                    raise EvaluationFailed(f"{dataset}: {reply.text}")
                 return dict(reply.metrics)
 
             yield evaluate

@@ -191,7 +191,7 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
             "relative": _norm(others - step) / (_norm(step) or 1.0),
         }
         found.append(Blamed(row, bytes(without)))
-    return recorded, sorted(found, key=lambda each: each.row["cosine"])
+    return recorded, sorted(found, key=lambda each: each.row["cosine"] or 0.0)
 
 
 def _model(recording: Recording, job: str, digest: bytes) -> bytes:

@@ -11,6 +11,7 @@ from coordinator.broker_admin.roster import AccessError
 from coordinator.cli.output import Failed, UsageFault
 from coordinator.config import ConfigError
 from coordinator.control import CommandFailed, NotServing
+from coordinator.evaluating import EvaluationFailed
 from coordinator.exporting import NoSuchVersion
 from coordinator.keystore import KeysMissing
 from coordinator.rekey import ExportRefused
@@ -21,6 +22,7 @@ EXPECTED: Final = (
     BusError,
     CommandFailed,
     ConfigError,
+    EvaluationFailed,
     ExportRefused,
     Failed,
     JournalError,
