@@ -1,10 +1,11 @@
 """The recorded updates folded under other settings, and what each device's update did to a round.
 
-What if: version k' + 1 is version k' moved by the recorded changes of round k + 1, weighed, clipped and
-chosen by other settings. *The recorded updates are kept as they are*: a device trained its change from the
-recorded version k and, once the models have parted, would have come to another from k'. So the first version
-that differs is exactly what the federation would have made; later ones are an estimate, good while the models
-are near each other. Who was asked, and when, is the recording's, too.
+What if: the recorded updates of each round, weighed, clipped and chosen by other settings, are folded into
+*the recorded version before it*, from which their devices trained: exactly what would have come of that
+round. What would have come of the next one cannot be told: its devices would have trained from another
+model. Carrying on with their recorded updates is no estimate of it: they hold what mends the harm of the
+rounds before, and take a model without that harm far away. ``drift`` tells how far: the sum of what the
+rounds would have changed. Who was asked, and when, is the recording's, too.
 
 Blame: for each update of a round, the version without it. The mean of the others follows from the recorded
 step s, the change δ, and their weights: (N·s - n·δ) / (N - n); so each update is read once. Devices are
@@ -97,12 +98,12 @@ class Parted:
 
 
 def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) -> Iterator[Parted]:
-    """Each version of a job beside what other settings would have made of the same updates (see the module).
+    """Each version of a job beside what its round would have made under other settings (see the module).
 
     Begins with the first version whose updates are all there. Raises `NothingToReplay` when an update cannot
     be read, or a name in ``leave_out`` is no device's.
     """
-    model: bytes | None = None
+    drift: NDArray[np.float64] | None = None
     layout, skipped = None, job not in recording.incomplete
     for commit in recording.commits(job):
         if until and commit.fact.version > until:
@@ -113,13 +114,12 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         layout = layout or recording.store.layout(job)
         recorded = _model(recording, job, commit.fact.model)
         base = recorded if commit.fact.round == 0 else _model(recording, job, _base(commit))
-        start = base if model is None else model
         folder = Folder(layout)
         chosen = [each for each in commit.received if settings.takes(each, commit.job.spec)]
         for request in chosen:
             _open(recording, folder, commit, request)
             settings.add(folder, request)
-        model = bytes(folder.finish(start)) if folder.samples else start
+        other = bytes(folder.finish(base)) if folder.samples else base
         left = sorted({each.device for each in commit.folded} - {each.device for each in chosen})
         row = {
             "version": commit.fact.version,
@@ -128,19 +128,19 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
             "recorded_updates": len(commit.folded),
             "left_out": left,
         }
-        count = layout.trained_count
-        was, now = _step(base, recorded, count), _step(start, model, count)
-        yield Parted(row | _parted(was, now, _step(recorded, model, count)), recorded, model)
-    if model is None:
+        was, now = (_step(base, model, layout.trained_count) for model in (recorded, other))
+        drift = now - was if drift is None else drift + (now - was)
+        yield Parted(row | _parted(was, now) | {"drift": _norm(drift)}, recorded, other)
+    if drift is None:
         raise NothingToReplay(f"{recording.directory} records no version of job {job} that can be made again")
     unknown = sorted(set(settings.leave_out) - recording.state.devices.keys())
     if unknown:
         raise NothingToReplay(f"leave_out: {recording.directory} knows no device {', '.join(unknown)}")
 
 
-def _parted(was: NDArray[np.float64], now: NDArray[np.float64], apart: NDArray[np.float64]) -> Row:
+def _parted(was: NDArray[np.float64], now: NDArray[np.float64]) -> Row:
     """How far: ``relative`` is to the length of the recorded step; the cosine is of the two steps."""
-    step, distance = _norm(was), _norm(apart)
+    step, distance = _norm(was), _norm(now - was)
     relative = distance / step if step else 0.0
     return {"distance": distance, "step": step, "relative": relative, "cosine": _cosine(was, now)}
 

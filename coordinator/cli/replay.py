@@ -161,6 +161,7 @@ def _print_parted(job: str, settings_file: Path, rows: list[Row], *, measured: b
         "distance",
         "relative",
         "cosine",
+        "drift",
         *(["accuracy", "recorded"] if measured else []),
     ]
     print_table(f"job {job} under {settings_file}", columns, [_line(row, columns) for row in rows])

@@ -88,6 +88,12 @@ def _tls(result: Result) -> Iterator[Bound]:
     yield Bound(f"agent {result['after_s']:.0f} s later, MiB over idle", more_bytes / MIB, 2)
 
 
+def _blame(result: Result) -> Iterator[Bound]:
+    for how, name in (("", "first"), (" with a test set", "first_by_loss")):
+        yield Bound(f"seeds in which the flipped device is ranked first{how}", result[name], 9, least=True)
+    yield Bound("accuracy won without it, least of all seeds", result["accuracy_won_least"], 0, least=True)
+
+
 _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "rounds": _rounds,
     "idle": _idle,
@@ -97,6 +103,7 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "throughput": _throughput,
     "uploading": _uploading,
     "tls": _tls,
+    "blame": _blame,
 }
 
 

@@ -13,7 +13,21 @@ from typing import Any
 
 from coordinator.commands import RABBITMQ_CHUNK_BYTES
 from schemas.limits import MIB
-from tests.bench import bounds, brokers, fold, idle, journal, many, plot, restart, rounds, throughput, tls
+from tests.bench import (
+    blame,
+    bounds,
+    brokers,
+    fold,
+    idle,
+    journal,
+    many,
+    plot,
+    plot_blame,
+    restart,
+    rounds,
+    throughput,
+    tls,
+)
 from tests.bench.deployed import BROKERS
 
 RESULTS = Path(__file__).parents[2] / "docs" / "bench"
@@ -33,6 +47,7 @@ BENCHES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any],
     "waiting": (lambda: _rows(many.waiting, ON_BROKERS), plot.waiting),
     "uploading": (lambda: _rows(many.uploading, ON_BROKERS), plot.uploading),
     "tls": (tls.measure, plot.tls),
+    "blame": (blame.measure, plot_blame.blame),
 }
 
 
