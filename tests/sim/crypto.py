@@ -23,12 +23,12 @@ from nacl import bindings
 from broker import journal_segments
 from broker.journal_file import Frame, read_frames
 from broker.ports import File
-from coordinator import entries, recovery, replay, store, verify
+from coordinator import entries, recording, recovery, store, verify
 from edge_agent import listen
 from schemas import envelope, keys, models
 
 READ_ONCE: Final[dict[str, tuple[ModuleType, ...]]] = {
-    "decode_entry": (entries, recovery, replay, verify),
+    "decode_entry": (entries, recording, recovery, verify),
     "unpack_canonical": (keys,),
     "open_layout": (models, listen, store),
     "_parse_header": (envelope,),
