@@ -54,6 +54,16 @@ def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> d
     }
 
 
+def first_difference(directory: Path, result: dict[str, Any]) -> str:
+    """What `replay` found to differ first, for a person; nothing if all is equal."""
+    first = result["difference"]
+    if first is None:
+        return ""
+    cause = "; ".join(first["problems"]) or "the bits differ"
+    which = f"version {first['version']} (log entry {first['entry']})"
+    return f"{directory}: {which} is not what was recorded: {cause}"
+
+
 class Refold:
     """One job's versions, computed again one after the other."""
 

@@ -12,12 +12,11 @@ from broker.bodies import Bodies
 from broker.journal import Entry, Journal, JournalDamaged
 from broker.journal_open import begun
 from broker.ports import File, Files
-from coordinator.apply import apply
-from coordinator.entries import Logged, Message, Turned, decode_entry
+from coordinator.entries import Message, Turned, decode_entry
 from coordinator.facts import Joined
 from coordinator.fold import read_envelope, stored_name
 from coordinator.image import Recovered, decode_image, encode_image
-from coordinator.recovery import FOLDER
+from coordinator.recovery import FOLDER, follow_entry
 from coordinator.snapshots import BASE, Snapshot, Snapshots
 from coordinator.state import State
 from schemas.codec import unpack
@@ -153,18 +152,10 @@ def _entry(log: _Log, found: Entry, *, known: bool) -> list[Damage]:
         entry = decode_entry(found.data)
         problem = _note(log, entry, found.index) if isinstance(entry, Turned) else ""
         if not known:
-            _follow(log.recovered, entry)
+            follow_entry(log.recovered, entry)
     except (WireError, LookupError) as error:
         problem = str(error)
     return [Damage(found.path, found.offset, f"entry {found.index} ({problem})")] if problem else []
-
-
-def _follow(recovered: Recovered, entry: Logged) -> None:
-    recovered.run_s = max(recovered.run_s, entry.at.run_s)
-    if isinstance(entry, Turned):
-        recovered.turns += 1
-        for fact in entry.facts:
-            apply(recovered.state, fact, entry.at.run_s)
 
 
 def _note(log: _Log, entry: Turned, index: int) -> str:

@@ -65,6 +65,7 @@ def replay(
 
 def _verify(directory: Path, job: str, until: int, *, as_json: bool) -> None:
     from broker.system import system_ports
+    from coordinator.replay import first_difference
     from coordinator.replay import replay as replay_log
 
     result = replay_log(system_ports(), directory, job=job, until=until)
@@ -78,13 +79,9 @@ def _verify(directory: Path, job: str, until: int, *, as_json: bool) -> None:
                 f"job {name}: {len(versions)} versions computed again from the log, {equal} digests equal"
                 + (f"; versions 0 to {pruned - 1} were pruned" if pruned else "")
             )
-    if not result["equal"]:
-        first = result["difference"]
-        cause = "; ".join(first["problems"]) or "the bits differ"
-        raise Failed(
-            f"{directory}: version {first['version']} (log entry {first['entry']}) is not what was recorded: "
-            f"{cause}; compare with a backup"
-        )
+    difference = first_difference(directory, result)
+    if difference:
+        raise Failed(f"{difference}; compare with a backup")
 
 
 def _document(path: Path) -> Row:

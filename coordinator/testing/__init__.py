@@ -19,7 +19,7 @@ from broker.memory import MemoryBroker, MemoryBus
 from broker.system import system_ports
 from coordinator.keystore import load_identity
 from coordinator.recovery import open_whole, recover
-from coordinator.replay import replay
+from coordinator.replay import first_difference, replay
 from coordinator.state import State
 from coordinator.verify import verify
 
@@ -90,13 +90,9 @@ def assert_replays(journal: Path) -> dict[str, Any]:
     if found.damage:
         raise AssertionError(str(found.damage[0]))
     result = replay(ports, journal)
-    if not result["equal"]:
-        first = result["difference"]
-        cause = "; ".join(first["problems"]) or "the bits differ"
-        raise AssertionError(
-            f"{journal}: version {first['version']} (log entry {first['entry']}) is not what was recorded: "
-            f"{cause}"
-        )
+    difference = first_difference(journal, result)
+    if difference:
+        raise AssertionError(difference)
     return result
 
 
