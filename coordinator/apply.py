@@ -87,7 +87,9 @@ def _(fact: f.JobSubmitted, state: State, run_s: float) -> None:
 @_apply.register
 def _(fact: f.VersionCommitted, state: State, run_s: float) -> None:
     job = state.jobs[fact.job]
-    job.versions.append(Version(fact.version, fact.round, fact.model, fact.layout, fact.samples))
+    job.versions.append(
+        Version(fact.version, fact.round, fact.model, fact.layout, fact.samples, fact.moments)
+    )
     job.state = JobState.RUNNING
     job.round = None
 

@@ -75,7 +75,8 @@ class JobSubmitted(Fact, frozen=True, tag="job-submitted"):
 
 
 class VersionCommitted(Fact, frozen=True, tag="version-committed"):
-    """``model`` is SHA-256 of the version's bytes; ``round`` is 0 for the initial parameters."""
+    """``model`` is SHA-256 of the version's bytes; ``round`` is 0 for the initial parameters. ``moments`` is
+    SHA-256 of what the server optimiser keeps for the next round, empty when it keeps nothing."""
 
     job: str
     version: int
@@ -83,6 +84,7 @@ class VersionCommitted(Fact, frozen=True, tag="version-committed"):
     model: bytes
     layout: bytes
     samples: int
+    moments: bytes = b""
 
 
 class RoundOpened(Fact, frozen=True, tag="round-opened"):

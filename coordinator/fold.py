@@ -1,9 +1,9 @@
 """Updates into a model: open, check, add. Memory is O(parameters), however many updates there are.
 
-FedAvg (McMahan et al. 2017, algorithm 1): the new model is base + Σ nₖ·δₖ / Σ nₖ over the folded updates,
-nₖ the samples of device k and δₖ its change. Updates are added in log order in float64, elementwise, one
-multiply and one add each; so the same log gives the same bits on every machine (ARCHITECTURE.md,
-"Bit-determinism").
+The mean change of a round is Δ = Σ nₖ·δₖ / Σ nₖ over the folded updates, nₖ the samples of device k and δₖ
+its change; the job's server optimiser (``coordinator.strategies``) moves the model by it. Updates are added
+in log order in float64, elementwise, one multiply and one add each; so the same log gives the same bits on
+every machine (ARCHITECTURE.md, "Bit-determinism").
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
+from coordinator.strategies import Moments, ServerOptimiser
 from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
 from schemas.errors import Malformed, WireError
 from schemas.events import Update, decode_from_device
@@ -184,8 +185,14 @@ class Folder:
             np.multiply(block, weight, out=block)
             np.add(total, block, out=total)
 
-    def finish(self, base: bytes) -> bytearray:
-        """The next model's bytes: ``base`` with its trained part moved by the weighted mean."""
+    def mean(self) -> NDArray[np.float64]:
+        """The weighted mean of what was folded; the sum is used up."""
+        self._settle()
+        return np.divide(self._sum, float(self.samples), out=self._sum)
+
+    def finish(self, base: bytes, optimiser: ServerOptimiser, moments: Moments) -> bytearray:
+        """The next model's bytes: ``base`` with its trained part moved by what ``optimiser`` makes of the
+        weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place."""
         self._settle()
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
@@ -193,6 +200,9 @@ class Folder:
             part = trained[start : start + BLOCK]
             block = self._block[: len(part)]
             np.divide(self._sum[start : start + BLOCK], float(self.samples), out=block)
+            kept = moments[:, start : start + BLOCK].astype(np.float64)
+            optimiser.step(block, kept)
+            moments[:, start : start + BLOCK] = kept
             np.add(block, part, out=block)
             np.copyto(part, block, casting="same_kind")
         return model

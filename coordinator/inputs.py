@@ -115,7 +115,7 @@ class Checked(Input, frozen=True, tag="checked"):
 
 
 class Committed(Input, frozen=True, tag="committed"):
-    """A version's files are durable."""
+    """A version's files are durable; the fields are those of facts.VersionCommitted."""
 
     job: str
     version: int
@@ -123,6 +123,7 @@ class Committed(Input, frozen=True, tag="committed"):
     model: bytes
     layout: bytes
     samples: int
+    moments: bytes = b""
 
 
 class WorkFailed(Input, frozen=True, tag="work-failed"):

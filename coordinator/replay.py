@@ -17,6 +17,8 @@ from broker.ports import Ports
 from coordinator.fold import Folder
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Job
+from coordinator.state import Version as Known
+from coordinator.strategies import Moments, begun, digest_of, server_optimiser
 
 Version = dict[str, Any]
 
@@ -71,14 +73,15 @@ class Refold:
         self._recording = recording
         self._job = job
         self._model: bytes | None = b""
-        self._follows = b""  # digest of the version that is taken from its file when it is needed
+        self._moments: Moments | None = None
+        self._follows: Known | None = None  # the version that is taken from its files when it is needed
         self._broken = False  # the round that was open there lost updates
         self.pruned = 0
         self.versions: list[Version] = []
 
     def follow(self, job: Job) -> None:
         """Begin behind the newest version of ``job``, as a snapshot has it."""
-        self._model, self._follows = None, job.versions[-1].model
+        self._model, self._follows = None, job.versions[-1]
         self._broken = bool(job.round and job.round.order)
         self.pruned = len(job.versions)
 
@@ -86,7 +89,8 @@ class Refold:
         """Compute a recorded version again."""
         fact = commit.fact
         if self._broken:
-            self._follows, self._broken = fact.model, False
+            made = Known(fact.version, fact.round, fact.model, fact.layout, fact.samples, fact.moments)
+            self._follows, self._broken = made, False
             self.pruned += 1
             return
         problems: list[str] = []
@@ -114,12 +118,16 @@ class Refold:
         )
 
     def _fold(self, commit: Commit) -> tuple[int, list[str]]:
-        if self._model is None:
+        layout = self._recording.store.layout(self._job)
+        optimiser = server_optimiser(commit.job.spec.server)
+        if self._moments is None:
+            self._moments = begun(optimiser, layout.trained_count)
+        if self._model is None and self._follows is not None:
             try:
-                self._model = self._recording.store.model(self._job, self._follows)
+                self._take(self._follows, self._moments)
             except (OSError, ValueError) as error:
                 return 0, [f"the version before: {error}"]
-        folder = Folder(self._recording.store.layout(self._job))
+        folder = Folder(layout)
         problems = []
         for request in commit.folded:
             problem = self._recording.open(folder, commit.job, request)
@@ -128,5 +136,12 @@ class Refold:
             else:
                 folder.add(request.samples)
         if folder.samples:
-            self._model = bytes(folder.finish(self._model))
+            self._model = bytes(folder.finish(self._model or b"", optimiser, self._moments))
+            if digest_of(self._moments) != commit.fact.moments:
+                problems.append("what the server optimiser keeps for the next round differs")
         return folder.folded, problems
+
+    def _take(self, version: Known, moments: Moments) -> None:
+        store = self._recording.store
+        self._model = store.model(self._job, version.model)
+        store.read_moments(self._job, version.number, version.moments, moments)

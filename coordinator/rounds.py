@@ -65,6 +65,7 @@ def commit(turn: Turn, outcome: Committed) -> None:
             model=outcome.model,
             layout=outcome.layout,
             samples=outcome.samples,
+            moments=outcome.moments,
         )
     )
     if job.rounds_done >= job.spec.rounds:

@@ -113,6 +113,7 @@ class Version:
     model: bytes
     layout: bytes
     samples: int
+    moments: bytes = b""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """Model versions on disk: content-addressed bytes, signed manifests, sealed chunks for the devices.
 
 ``models/<job>/``: ``layout`` (signed), ``<digest>.model`` (flat bytes in the layout's order), and per version
-and key epoch ``<version>.<epoch>.manifest`` (signed) and ``.chunks`` (what devices pull).
+``<version>.moments`` (what the job's server optimiser keeps, if anything: float32, vector after vector);
+per version and key epoch ``<version>.<epoch>.manifest`` (signed) and ``.chunks`` (what devices pull).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 
 from broker.ports import Files, write_atomic
 from coordinator.keystore import Identity, KeyStore
+from coordinator.strategies import Moments, digest_of
 from schemas.envelope import chunk_count, fitting_chunk_bytes
 from schemas.limits import CHUNK_BYTES_DEFAULT, CHUNK_OVERHEAD_BYTES
 from schemas.models import (
@@ -92,6 +94,35 @@ class Store:
         if sha256(data).digest() != digest:
             raise ValueError(f"{self.model_path(job, digest)} was altered: its digest is another")
         return data
+
+    def put_moments(self, job: str, version: int, moments: Moments) -> bytes:
+        """Write what the server optimiser keeps after a version; returns its `digest`."""
+        if len(moments):
+            path = self.moments_path(job, version)
+            draft = path.with_name("draft.moments")
+            self._write(draft, [moments.data.cast("B")])
+            self._files.rename(draft, path)
+            self._files.sync_dir(path.parent)
+        return digest_of(moments)
+
+    def moments_path(self, job: str, version: int) -> Path:
+        return self._folder / job / f"{version:06d}.moments"
+
+    def read_moments(self, job: str, version: int, digest: bytes, moments: Moments) -> None:
+        """Read what was kept after a version; where that is nothing, ``moments`` stay as they are.
+
+        Raises OSError, or ValueError when they are not what they were.
+        """
+        if not digest:
+            return
+        path = self.moments_path(job, version)
+        file = self._files.open(path)
+        try:
+            file.read_into(0, moments.data.cast("B"))
+        finally:
+            file.close()
+        if digest_of(moments) != digest:
+            raise ValueError(f"{path} was altered: its digest is another")
 
     def offer(
         self,

@@ -7,8 +7,11 @@ model. Carrying on with their recorded updates is no estimate of it: they hold w
 rounds before, and take a model without that harm far away. ``drift`` tells how far: the sum of what the
 rounds would have changed. Who was asked, and when, is the recording's, too.
 
-Blame: for each update of a round, the version without it. The mean of the others follows from the recorded
-step s, the change δ, and their weights: (N·s - n·δ) / (N - n); so each update is read once. Devices are
+A server optimiser goes on from what it had kept before that round; another than the job's, from what it would
+have kept itself.
+
+Blame: for each update of a round, the version without it. The mean of the others follows from the mean Δ of
+all, the change δ, and their weights: (N·Δ - n·δ) / (N - n); so each update is read twice. Devices are
 ranked by the cosine of δ with that mean, the one that pulled against the others most first. A device with
 rare data may pull against the others as well: its place is a reason to look, not a proof.
 """
@@ -27,8 +30,9 @@ from numpy.typing import NDArray
 from coordinator.fold import BLOCK, Folder
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Request, RequestState
+from coordinator.strategies import Moments, ServerOptimiser, begun, server_optimiser
 from schemas.errors import JobRefused
-from schemas.jobs import JobSpec
+from schemas.jobs import JobSpec, ServerSettings
 
 Row = dict[str, Any]
 
@@ -36,7 +40,8 @@ BOUNDS: Final = ("norm", "samples")  # verdicts that other settings may turn
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How recorded updates are folded. Without ``update_norm_max`` and ``samples_max`` the job's own hold.
+    """How recorded updates are folded. Without ``server``, ``update_norm_max`` and ``samples_max`` the
+    job's own hold.
 
     ``clip_norm`` scales a longer update down to that L2 norm. ``leave_out`` names devices.
     """
@@ -46,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     leave_out: list[str] = []
     update_norm_max: Annotated[float, msgspec.Meta(gt=0)] | None = None
     samples_max: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    server: ServerSettings | None = None
 
     def takes(self, request: Request, spec: JobSpec) -> bool:
         """Whether a recorded update is folded."""
@@ -105,6 +111,7 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
     """
     drift: NDArray[np.float64] | None = None
     layout, skipped = None, job not in recording.incomplete
+    moments: Moments | None = None
     for commit in recording.commits(job):
         if until and commit.fact.version > until:
             break
@@ -114,12 +121,18 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         layout = layout or recording.store.layout(job)
         recorded = _model(recording, job, commit.fact.model)
         base = recorded if commit.fact.round == 0 else _model(recording, job, _base(commit))
+        server = settings.server or commit.job.spec.server
+        optimiser = server_optimiser(server)
+        if server == commit.job.spec.server:
+            moments = _moments(recording, commit, optimiser)
+        elif moments is None:
+            moments = begun(optimiser, layout.trained_count)
         folder = Folder(layout)
         chosen = [each for each in commit.received if settings.takes(each, commit.job.spec)]
         for request in chosen:
             _open(recording, folder, commit, request)
             settings.add(folder, request)
-        other = bytes(folder.finish(base)) if folder.samples else base
+        other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
         left = sorted({each.device for each in commit.folded} - {each.device for each in chosen})
         row = {
             "version": commit.fact.version,
@@ -169,26 +182,32 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
     layout = recording.store.layout(job)
     step = _step(base, recorded, layout.trained_count)
     folder, total = Folder(layout), sum(request.samples for request in commit.folded)
+    optimiser = server_optimiser(commit.job.spec.server)
     if len(commit.folded) < 2:
         raise NothingToReplay(
             f"round {round_} of job {job} folded one update: there is nobody to compare it with"
         )
-    found = []
+    for request in commit.folded:
+        _open(recording, folder, commit, request)
+        folder.add(request.samples)
+    mean, found = folder.mean(), []
     for request in commit.folded:
         _open(recording, folder, commit, request)
         change, weight = folder.opened.astype(np.float64), request.samples
-        others = (total * step - weight * change) / (total - weight)
+        others = (total * mean - weight * change) / (total - weight)
+        stepped = others.copy()
+        optimiser.step(stepped, _moments(recording, commit, optimiser).astype(np.float64))
         without = bytearray(base)
         trained = np.frombuffer(without, dtype="<f4", count=layout.trained_count)
-        np.copyto(trained, trained + others, casting="same_kind")
+        np.copyto(trained, trained + stepped, casting="same_kind")
         row = {
             "device": request.device,
             "samples": weight,
             "share": weight / total,
             "norm": request.norm,
             "cosine": _cosine(change, others),
-            "change": _norm(others - step),
-            "relative": _norm(others - step) / (_norm(step) or 1.0),
+            "change": _norm(stepped - step),
+            "relative": _norm(stepped - step) / (_norm(step) or 1.0),
         }
         found.append(Blamed(row, bytes(without)))
     return recorded, sorted(found, key=lambda each: each.row["cosine"] or 0.0)
@@ -199,6 +218,17 @@ def _model(recording: Recording, job: str, digest: bytes) -> bytes:
         return recording.store.model(job, digest)
     except (OSError, ValueError) as error:
         raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
+
+
+def _moments(recording: Recording, commit: Commit, optimiser: ServerOptimiser) -> Moments:
+    """What the job's optimiser had kept before a recorded version."""
+    moments = begun(optimiser, recording.store.layout(commit.job.id).trained_count)
+    try:
+        for version in commit.job.versions[-1:]:
+            recording.store.read_moments(commit.job.id, version.number, version.moments, moments)
+    except (OSError, ValueError) as error:
+        raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
+    return moments
 
 
 def _base(commit: Commit) -> bytes:

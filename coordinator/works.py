@@ -19,6 +19,7 @@ from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
+from coordinator.strategies import begun, server_optimiser
 from schemas.errors import LayoutMismatch
 from schemas.ids import key_id
 from schemas.work import Made, Make, Problem
@@ -150,7 +151,7 @@ class Works:
         if job.round is None or job.round.number != order.round or not job.round.closed:
             return
         folder, base = self._folder(job), job.round.base
-        model = await self._ports.offload.run(self._finish, folder, job.id, base)
+        model, moments = await self._ports.offload.run(self._finish, folder, job)
         version = len(job.versions)
         await self._ports.offload.run(
             self._store.offer, job.id, version, model, base, job.epoch, job.spec.chunk_bytes
@@ -163,11 +164,19 @@ class Works:
                 model=model,
                 layout=self._store.layout(job.id).digest(),
                 samples=folder.samples,
+                moments=moments,
             )
         )
 
-    def _finish(self, folder: Folder, job: str, base: bytes) -> bytes:
-        return self._store.put_model(job, [folder.finish(self._store.model(job, base))])
+    def _finish(self, folder: Folder, job: Job) -> tuple[bytes, bytes]:
+        """The digests of the next version and of what the server optimiser keeps; both are durable."""
+        last = job.versions[-1]
+        optimiser = server_optimiser(job.spec.server)
+        moments = begun(optimiser, self._store.layout(job.id).trained_count)
+        self._store.read_moments(job.id, last.number, last.moments, moments)
+        model = folder.finish(self._store.model(job.id, last.model), optimiser, moments)
+        kept = self._store.put_moments(job.id, last.number + 1, moments)
+        return self._store.put_model(job.id, [model]), kept
 
     async def _make(self, order: MakeInitial) -> None:
         job = self._job(order.job)

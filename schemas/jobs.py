@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -35,8 +35,28 @@ class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a round's mean change moves the model (``coordinator.strategies`` has the formulas).
+
+    Without ``learning_rate`` it is 1 for ``fedavg`` and ``fedavgm``, and 0.1 for the adaptive ones.
+    """
+
+    optimiser: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = "fedavg"
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e4)] | None = None
+    beta_1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    beta_2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, msgspec.Meta(gt=0, le=1e4)] = 1e-3
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that holds."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.0 if self.optimiser in ("fedavg", "fedavgm") else 0.1
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One job. Synchronous rounds of FedAvg (McMahan et al. 2017, algorithm 1), weighted by samples.
+    """One job: synchronous rounds, whose updates are averaged with the weight of their samples.
 
     ``cohort`` devices are wanted per round; ``over_selection`` times as many are asked. A round closes
     when ``cohort`` updates were folded, or everybody asked has answered, or after ``deadline_s`` with at
@@ -49,6 +69,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     dataset: str = ""  # which of the device's data sets; empty: the one named like the task
     config: TaskConfig = {}
     local: LocalSettings = LocalSettings()
+    server: ServerSettings = ServerSettings()
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1

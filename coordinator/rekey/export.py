@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 from msgspec.structs import replace as with_fields
 
 from broker.bodies import Bodies
@@ -158,6 +159,10 @@ class _Retelling:
                 self._store.put_layout(layout)
                 self._to.layouts[was.digest()] = layout.digest()
             self._store.put_model(told, [self._was.model(job, digest)])
+        for (job, version), digest in found.moments.items():
+            moments = np.frombuffer(self._files.read(self._was.moments_path(job, version)), "<f4")
+            if self._store.put_moments(self._to.job(job), version, moments[np.newaxis]) != digest:
+                raise ValueError(f"{self._was.moments_path(job, version)} was altered: its digest is another")
 
     def _put_updates(self, found: Survey) -> None:
         for recipient, digest in found.updates:

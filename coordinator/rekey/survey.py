@@ -29,6 +29,8 @@ class Survey:
     received: dict[Request, Stored] = field(default_factory=dict)
     models: dict[tuple[str, bytes], None] = field(default_factory=dict)
     """Job and digest."""
+    moments: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    """Digests of what server optimisers kept, by job and version."""
     committed: int = 0
     """The entry with the last version."""
 
@@ -58,6 +60,8 @@ def survey(entries: Iterable[Entry]) -> Survey:
                     found.received[request] = keys[request], fact.digest
                 case VersionCommitted():
                     found.models[fact.job, fact.model] = None
+                    if fact.moments:
+                        found.moments[fact.job, fact.version] = fact.moments
                     found.committed = logged.index
                 case _:
                     pass

@@ -135,8 +135,19 @@ class Translator:
 KEPT: Final = frozenset(
     {"base", "batch_size", "chunk_bytes", "chunks", "content", "cores", "deadline_run_s", "deadline_s"}
     | {"epoch", "epochs", "expires_wall_s", "folded", "have", "high", "incarnation", "index", "inline"}
-    | {"job_key", "key_set", "learning_rate", "length", "memory_bytes", "min_reports", "model", "momentum"}
-    | {"norm", "number", "over_selection", "power", "request", "round", "rounds", "samples", "samples_max"}
+    | {"job_key", "key_set", "learning_rate", "length", "memory_bytes", "min_reports", "model", "moments"}
+    | {
+        "momentum",
+        "norm",
+        "number",
+        "over_selection",
+        "power",
+        "request",
+        "round",
+        "rounds",
+        "samples",
+        "samples_max",
+    }
     | {"seed", "seq", "state", "steps", "steps_max", "train_s", "update_norm_max", "version", "weight_decay"}
 )
 Rule = Callable[[Translator, Any, Any], Any]
@@ -161,6 +172,7 @@ RULES: Final[dict[str, Rule]] = {
     "evaluation": lambda to, values, of: to.names.measures(values),
     # What is made of fields of its own.
     "local": lambda to, value, of: value,
+    "server": lambda to, value, of: value,
     "spec": lambda to, value, of: to.struct(value),
     "status": lambda to, value, of: to.struct(value),
     "vectors": lambda to, values, of: to.structs(values),

@@ -54,7 +54,9 @@ async def old_and_long(fed: Federation) -> list[StandIn]:
     await fed.command("submit", spec=spec("old", rounds=2, **fields))
     for seed in range(2):
         await play_round(devices, "old", seed)
-    await fed.command("submit", spec=spec("long", rounds=ROUNDS + 2, **fields))
+    await fed.command(
+        "submit", spec=spec("long", rounds=ROUNDS + 2, server={"optimiser": "fedyogi"}, **fields)
+    )
     for seed in range(ROUNDS):
         await play_round(devices, "long", seed)
     await play_round(devices[:1], "long", ROUNDS)

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from broker.bodies import Bodies
 from coordinator.fold import BLOCK, Folder, Unfit, look
+from coordinator.strategies import begun, server_optimiser
+from schemas.jobs import ServerSettings
 from schemas.limits import CHUNK_BYTES_MIN
 from tests.coordinator.stored_updates import Floats, Sender, bodies_of, deltas, expected, layout_of, read
 
@@ -34,7 +36,13 @@ def fold(updates: list[tuple[Floats, int]], base: bytes, *, chunk_bytes: int = C
         read(folder, Sender(count, chunk_bytes=chunk_bytes).stored(delta, samples), count)
         folder.add(samples)
     assert (folder.folded, folder.samples) == (len(updates), sum(samples for _, samples in updates))
-    return bytes(folder.finish(base))
+    return finished(folder, base)
+
+
+def finished(folder: Folder, base: bytes) -> bytes:
+    """What the folder's sum makes of ``base`` under FedAvg."""
+    optimiser = server_optimiser(ServerSettings())
+    return bytes(folder.finish(base, optimiser, begun(optimiser, len(folder.opened))))
 
 
 def reference(updates: list[tuple[Floats, int]], base: bytes) -> bytes:
@@ -125,7 +133,7 @@ def test_a_cleared_folder_folds_as_a_new_one_does() -> None:
         folder.clear()
         read(folder, Sender(9).stored(delta), 9)
         folder.add(4)
-    assert bytes(folder.finish(base_model(9))) == reference([(second, 4)], base_model(9))
+    assert finished(folder, base_model(9)) == reference([(second, 4)], base_model(9))
 
 
 def test_an_unfit_update_leaves_no_trace_in_the_sum() -> None:
@@ -138,7 +146,7 @@ def test_an_unfit_update_leaves_no_trace_in_the_sum() -> None:
     altered[-1] ^= 1
     with pytest.raises(Unfit):
         read(folder, bytes(altered), 2_000)
-    assert bytes(folder.finish(base_model(2_000))) == reference([(good, 3)], base_model(2_000))
+    assert finished(folder, base_model(2_000)) == reference([(good, 3)], base_model(2_000))
 
 
 def peak_bytes(bodies: Bodies, name: bytes, count: int, updates: int) -> int:

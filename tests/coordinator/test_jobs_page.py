@@ -13,12 +13,13 @@ import pytest
 from edge_agent.tasks import Task
 from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
-from schemas.jobs import JobSpec, LocalSettings, parse_job
+from schemas.jobs import JobSpec, LocalSettings, ServerSettings, parse_job
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "The job": JobSpec,
     "Local training": LocalSettings,
+    "At the server": ServerSettings,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -34,7 +35,8 @@ FIELDS: Final = [
 def rows(title: str) -> dict[str, list[str]]:
     """The cells of a section's table (type, default, range, text) by field."""
     section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
-    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    table = section.split("\n| field |")[1].split("\n\n")[0]
+    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
     return {cells[0].strip().strip("`"): [cell.strip() for cell in cells[1:]] for cells in lines}
 
 
@@ -48,6 +50,8 @@ def default_in_words(field: msgspec.structs.FieldInfo) -> str:
             return ""
         case LocalSettings():
             return "see [Local training](#local-training)"
+        case ServerSettings():
+            return "see [At the server](#at-the-server)"
         case str():
             return f'`"{default}"`'
     return f"`{default}`"
@@ -104,6 +108,7 @@ def test_the_full_example_sets_every_field() -> None:
     assert set(document) == names(JobSpec)
     assert set(document["config"]) == names(VisionConfig)
     assert set(document["local"]) == names(LocalSettings)
+    assert set(document["server"]) == names(ServerSettings)
 
 
 def test_the_tabular_example_sets_every_field_and_fits_the_file_beside_it(tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ class History:
         return device
 
     async def submit(self, name: str, **fields: Any) -> None:
-        await self.fed.command("submit", spec=spec(name, min_reports=1, **fields))
+        await self.fed.command(
+            "submit", spec=spec(name, min_reports=1, server={"optimiser": "fedadam"}, **fields)
+        )
 
     async def answer(
         self, device: StandIn, request: e.TrainingRequest, *, chunked: bool = False, **changed: Any

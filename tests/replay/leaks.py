@@ -48,7 +48,7 @@ def _entries(files: Files, home: Path) -> Iterator[Entry]:
 
 
 def drawn(files: Files, home: Path) -> set[bytes]:
-    """Every key, id, digest and signature of a recording, but for the digests of models and their changes."""
+    """Every key, id, digest and signature of a recording, but for the digests of models, of their changes and moments."""
     identity = load_identity(files, home)
     federation = identity.federation
     found = {federation, identity.root, broker_user(federation, "").encode()}
@@ -56,7 +56,7 @@ def drawn(files: Files, home: Path) -> set[bytes]:
     for logged in _entries(files, home):
         found |= {logged.head, *_leaves(logged.data)}
         for fact in getattr(decode_entry(logged.data), "facts", ()):
-            shown |= {fact.model} if isinstance(fact, VersionCommitted) else set()
+            shown |= {fact.model, fact.moments} if isinstance(fact, VersionCommitted) else set()
             shown |= {fact.content} if isinstance(fact, UpdateJudged) else set()
     documents = [path.read_bytes() for path in (home / "keys").rglob("*") if path.is_file()]
     found |= {leaf for data in (*documents, *_opened(files, home)) for leaf in _leaves(data)}

@@ -1,0 +1,30 @@
+"""How a round's mean change moves the model: a small pure module for each family of server optimisers.
+
+All work on blocks of coordinates, elementwise, in float64: multiply, add, divide and square root are rounded
+alike on every machine, so a replay has the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from coordinator.strategies.fedavg import FedAvg, FedAvgM
+from coordinator.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
+from coordinator.strategies.optimiser import Moments, ServerOptimiser, begun, digest_of
+from schemas.jobs import ServerSettings
+
+__all__ = ["Moments", "ServerOptimiser", "begun", "digest_of", "server_optimiser"]
+
+_MADE_BY: Final[dict[str, Callable[[ServerSettings], ServerOptimiser]]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+}
+
+
+def server_optimiser(settings: ServerSettings) -> ServerOptimiser:
+    """The one that a job names."""
+    return _MADE_BY[settings.optimiser](settings)
