@@ -153,6 +153,7 @@ def _(fact: f.UpdateJudged, state: State, run_s: float) -> None:
     state.devices[fact.device].folded += fact.folded - (request.state is RequestState.FOLDED)
     request.state = RequestState.FOLDED if fact.folded else RequestState.REJECTED
     request.reason, request.norm, request.samples = fact.reason, fact.norm, fact.samples
+    request.steps = fact.steps
     request.train_s, request.evaluation = fact.train_s, fact.evaluation
 
 

@@ -1,9 +1,9 @@
 """Updates into a model: open, check, add. Memory is O(parameters), however many updates there are.
 
 The mean change of a round is Δ = Σ nₖ·δₖ / Σ nₖ over the folded updates, nₖ the samples of device k and δₖ
-its change; the job's server optimiser (``coordinator.strategies``) moves the model by it. Updates are added
-in log order in float64, elementwise, one multiply and one add each; so the same log gives the same bits on
-every machine (ARCHITECTURE.md, "Bit-determinism").
+its change, unless the job weighs them otherwise; the job's server optimiser moves the model by it (both in
+``coordinator.strategies``). Updates are added in log order in float64, elementwise, one multiply and one add
+each; so the same log gives the same bits on every machine (ARCHITECTURE.md, "Bit-determinism").
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
-from coordinator.strategies import Moments, ServerOptimiser
+from coordinator.strategies import Moments, ServerOptimiser, Weight
 from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
 from schemas.errors import Malformed, WireError
 from schemas.events import Update, decode_from_device
@@ -91,6 +91,8 @@ class Folder:
         self._squares = 0.0  # of the open update's coordinates
         self._owed = 0.0  # weight of the open update, if it is to be added
         self.samples = 0
+        self.efforts = 0.0
+        """Σ nₖ·aₖ of ``coordinator.strategies.weighing``."""
         self.folded = 0
 
     def read(self, file: File, expected: Expected) -> Update:
@@ -166,11 +168,12 @@ class Folder:
         """The open update's coordinates; another's after the next `read`."""
         return self._open
 
-    def add(self, samples: int, scale: float = 1.0) -> None:
-        """Fold the open update, times ``scale``, with the weight ``samples``. Cheap: the sum is made with the
-        next call that blocks anyway, so that callers need no thread for this one."""
-        self._owed = samples * scale
-        self.samples += samples
+    def add(self, weight: Weight) -> None:
+        """Fold the open update. Cheap: the sum is made with the next call that blocks anyway, so that callers
+        need no thread for this one."""
+        self._owed = weight.of_change
+        self.samples += weight.samples
+        self.efforts += weight.samples * weight.effort
         self.folded += 1
 
     def _settle(self) -> None:
@@ -185,10 +188,10 @@ class Folder:
             np.multiply(block, weight, out=block)
             np.add(total, block, out=total)
 
-    def mean(self) -> NDArray[np.float64]:
-        """The weighted mean of what was folded; the sum is used up."""
+    def total(self) -> NDArray[np.float64]:
+        """The sum of the weighted changes; another's after the next `add`."""
         self._settle()
-        return np.divide(self._sum, float(self.samples), out=self._sum)
+        return self._sum
 
     def finish(self, base: bytes, optimiser: ServerOptimiser, moments: Moments) -> bytearray:
         """The next model's bytes: ``base`` with its trained part moved by what ``optimiser`` makes of the
@@ -196,10 +199,12 @@ class Folder:
         self._settle()
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
+        effort = self.efforts / self.samples
         for start in range(0, self._count, BLOCK):
             part = trained[start : start + BLOCK]
             block = self._block[: len(part)]
             np.divide(self._sum[start : start + BLOCK], float(self.samples), out=block)
+            np.multiply(block, effort, out=block)
             kept = moments[:, start : start + BLOCK].astype(np.float64)
             optimiser.step(block, kept)
             moments[:, start : start + BLOCK] = kept
@@ -212,6 +217,7 @@ class Folder:
         self._sum.fill(0.0)
         self._owed = 0.0
         self.samples = 0
+        self.efforts = 0.0
         self.folded = 0
 
 

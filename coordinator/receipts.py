@@ -80,6 +80,9 @@ def judge(turn: Turn, checked: Checked) -> None:
         problem = f"norm: {checked.norm:.6g} exceeds the job's update_norm_max {job.spec.update_norm_max:g}"
     if not problem and checked.samples > job.spec.samples_max:
         problem = f"samples: {checked.samples} exceed the job's samples_max {job.spec.samples_max}"
+    steps_max = job.spec.local.steps(checked.samples)
+    if not problem and job.spec.server.normalised and not 1 <= checked.steps <= steps_max:
+        problem = f"steps: {checked.steps} are not 1 to {steps_max}, as {checked.samples} samples take"
     problem = problem[:TEXT_CHARS_MAX]
     turn.record(
         f.UpdateJudged(

@@ -18,7 +18,7 @@ from coordinator.fold import Folder
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Job
 from coordinator.state import Version as Known
-from coordinator.strategies import Moments, begun, digest_of, server_optimiser
+from coordinator.strategies import Moments, begun, digest_of, server_optimiser, weigh
 
 Version = dict[str, Any]
 
@@ -134,7 +134,7 @@ class Refold:
             if problem:
                 problems.append(f"device {request.device}, request {request.number}: {problem}")
             else:
-                folder.add(request.samples)
+                folder.add(weigh(request, commit.job.spec.server, commit.job.spec.local))
         if folder.samples:
             self._model = bytes(folder.finish(self._model or b"", optimiser, self._moments))
             if digest_of(self._moments) != commit.fact.moments:

@@ -84,6 +84,7 @@ class Request:
     reason: str = ""
     norm: float = 0.0
     samples: int = 0
+    steps: int = 0
     train_s: float = 0.0
     evaluation: dict[str, float] = field(default_factory=dict)
 

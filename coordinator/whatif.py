@@ -11,7 +11,8 @@ A server optimiser goes on from what it had kept before that round; another than
 have kept itself.
 
 Blame: for each update of a round, the version without it. The mean of the others follows from the mean Δ of
-all, the change δ, and their weights: (N·Δ - n·δ) / (N - n); so each update is read twice. Devices are
+all, the change δ, and their weights, (N·Δ - n·δ) / (N - n), and so on as the job weighs them; each update is
+read twice. Devices are
 ranked by the cosine of δ with that mean, the one that pulled against the others most first. A device with
 rare data may pull against the others as well: its place is a reason to look, not a proof.
 """
@@ -25,12 +26,13 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from coordinator.fold import BLOCK, Folder
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Request, RequestState
-from coordinator.strategies import Moments, ServerOptimiser, begun, server_optimiser
+from coordinator.strategies import Moments, ServerOptimiser, Weight, begun, server_optimiser, weigh
 from schemas.errors import JobRefused
 from schemas.jobs import JobSpec, ServerSettings
 
@@ -63,11 +65,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             and request.samples <= (self.samples_max or spec.samples_max)
         )
 
-    def add(self, folder: Folder, request: Request) -> None:
-        """Fold the open update, which is the one that answers ``request``."""
-        clipped = self.clip_norm is not None and request.norm > self.clip_norm
-        scale = (self.clip_norm or 0.0) / request.norm if clipped else 1.0
-        folder.add(request.samples if self.weights == "samples" else 1, scale)
+    def rule(self, spec: JobSpec) -> ServerSettings:
+        """How the round's mean is made and moves the model."""
+        server = self.server or spec.server
+        return server if self.clip_norm is None else replace(server, clip_norm=self.clip_norm)
+
+    def weigh(self, request: Request, spec: JobSpec) -> Weight:
+        """What an update counts."""
+        weight = weigh(request, self.rule(spec), spec.local)
+        return weight if self.weights == "samples" else Weight(1, weight.scale, weight.effort)
 
 
 def parse_settings(document: dict[str, Any], spec: JobSpec) -> Settings:
@@ -121,9 +127,8 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         layout = layout or recording.store.layout(job)
         recorded = _model(recording, job, commit.fact.model)
         base = recorded if commit.fact.round == 0 else _model(recording, job, _base(commit))
-        server = settings.server or commit.job.spec.server
-        optimiser = server_optimiser(server)
-        if server == commit.job.spec.server:
+        optimiser = server_optimiser(settings.rule(commit.job.spec))
+        if settings.server is None or settings.server == commit.job.spec.server:
             moments = _moments(recording, commit, optimiser)
         elif moments is None:
             moments = begun(optimiser, layout.trained_count)
@@ -131,7 +136,7 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         chosen = [each for each in commit.received if settings.takes(each, commit.job.spec)]
         for request in chosen:
             _open(recording, folder, commit, request)
-            settings.add(folder, request)
+            folder.add(settings.weigh(request, commit.job.spec))
         other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
         left = sorted({each.device for each in commit.folded} - {each.device for each in chosen})
         row = {
@@ -181,7 +186,7 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
     recorded = _model(recording, job, commit.fact.model)
     layout = recording.store.layout(job)
     step = _step(base, recorded, layout.trained_count)
-    folder, total = Folder(layout), sum(request.samples for request in commit.folded)
+    folder = Folder(layout)
     optimiser = server_optimiser(commit.job.spec.server)
     if len(commit.folded) < 2:
         raise NothingToReplay(
@@ -189,12 +194,13 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
         )
     for request in commit.folded:
         _open(recording, folder, commit, request)
-        folder.add(request.samples)
-    mean, found = folder.mean(), []
+        folder.add(_weight(commit, request))
+    total, samples, efforts, found = folder.total(), folder.samples, folder.efforts, []
     for request in commit.folded:
         _open(recording, folder, commit, request)
-        change, weight = folder.opened.astype(np.float64), request.samples
-        others = (total * mean - weight * change) / (total - weight)
+        change, weight = folder.opened.astype(np.float64), _weight(commit, request)
+        others = (total - weight.of_change * change) / (samples - weight.samples)
+        others *= (efforts - weight.samples * weight.effort) / (samples - weight.samples)
         stepped = others.copy()
         optimiser.step(stepped, _moments(recording, commit, optimiser).astype(np.float64))
         without = bytearray(base)
@@ -202,8 +208,8 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
         np.copyto(trained, trained + stepped, casting="same_kind")
         row = {
             "device": request.device,
-            "samples": weight,
-            "share": weight / total,
+            "samples": weight.samples,
+            "share": weight.samples / samples,
             "norm": request.norm,
             "cosine": _cosine(change, others),
             "change": _norm(stepped - step),
@@ -229,6 +235,10 @@ def _moments(recording: Recording, commit: Commit, optimiser: ServerOptimiser) -
     except (OSError, ValueError) as error:
         raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
     return moments
+
+
+def _weight(commit: Commit, request: Request) -> Weight:
+    return weigh(request, commit.job.spec.server, commit.job.spec.local)
 
 
 def _base(commit: Commit) -> bytes:

@@ -19,7 +19,7 @@ from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
-from coordinator.strategies import begun, server_optimiser
+from coordinator.strategies import begun, server_optimiser, weigh
 from schemas.errors import LayoutMismatch
 from schemas.ids import key_id
 from schemas.work import Made, Make, Problem
@@ -121,7 +121,7 @@ class Works:
                     f"read again ({looked.problem}): the bodies in {self._directory} are damaged; "
                     f"restore them from a backup"
                 )
-            folder.add(request.samples)
+            folder.add(weigh(request, job.spec.server, job.spec.local))
 
     def _folder(self, job: Job) -> Folder:
         round_ = job.round.number if job.round else 0

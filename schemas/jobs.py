@@ -34,11 +34,17 @@ class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     steps_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
+    def steps(self, samples: int) -> int:
+        """Optimiser steps that training on so many samples takes."""
+        steps = self.epochs * -(-samples // self.batch_size)
+        return min(steps, self.steps_max) if self.steps_max else steps
+
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a round's mean change moves the model (``coordinator.strategies`` has the formulas).
 
-    Without ``learning_rate`` it is 1 for ``fedavg`` and ``fedavgm``, and 0.1 for the adaptive ones.
+    Without ``learning_rate`` it is 1 for ``fedavg`` and ``fedavgm``, and 0.1 for the adaptive ones. A change
+    longer than ``clip_norm`` is scaled down to it. ``normalised``: by local steps, as FedNova does.
     """
 
     optimiser: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = "fedavg"
@@ -46,6 +52,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     beta_1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     beta_2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
     tau: Annotated[float, msgspec.Meta(gt=0, le=1e4)] = 1e-3
+    clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    normalised: bool = False
 
     @property
     def rate(self) -> float:
@@ -108,6 +116,12 @@ def checked_job(spec: JobSpec) -> JobSpec:
         raise JobRefused(
             f"job {spec.name}: cohort {spec.cohort} times over_selection {spec.over_selection:g} is more "
             f"than {COHORT_MAX} devices in a round; lower one of them"
+        )
+    clip = spec.server.clip_norm
+    if clip is not None and clip > spec.update_norm_max:
+        raise JobRefused(
+            f"job {spec.name}: server.clip_norm {clip:g} exceeds update_norm_max "
+            f"{spec.update_norm_max:g}: what is longer is rejected, so none would be clipped; lower it"
         )
     if spec.min_reports > spec.cohort:
         raise JobRefused(

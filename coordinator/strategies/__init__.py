@@ -1,4 +1,5 @@
-"""How a round's mean change moves the model: a small pure module for each family of server optimisers.
+"""What updates count in their round's mean (`weighing`), and how the mean moves the model: a small pure
+module for each family of server optimisers.
 
 All work on blocks of coordinates, elementwise, in float64: multiply, add, divide and square root are rounded
 alike on every machine, so a replay has the same bits.
@@ -12,9 +13,10 @@ from typing import Final
 from coordinator.strategies.fedavg import FedAvg, FedAvgM
 from coordinator.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
 from coordinator.strategies.optimiser import Moments, ServerOptimiser, begun, digest_of
+from coordinator.strategies.weighing import Weight, weigh
 from schemas.jobs import ServerSettings
 
-__all__ = ["Moments", "ServerOptimiser", "begun", "digest_of", "server_optimiser"]
+__all__ = ["Moments", "ServerOptimiser", "Weight", "begun", "digest_of", "server_optimiser", "weigh"]
 
 _MADE_BY: Final[dict[str, Callable[[ServerSettings], ServerOptimiser]]] = {
     "fedavg": FedAvg,

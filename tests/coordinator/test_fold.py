@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from broker.bodies import Bodies
 from coordinator.fold import BLOCK, Folder, Unfit, look
-from coordinator.strategies import begun, server_optimiser
+from coordinator.strategies import Weight, begun, server_optimiser
 from schemas.jobs import ServerSettings
 from schemas.limits import CHUNK_BYTES_MIN
 from tests.coordinator.stored_updates import Floats, Sender, bodies_of, deltas, expected, layout_of, read
@@ -34,7 +34,7 @@ def fold(updates: list[tuple[Floats, int]], base: bytes, *, chunk_bytes: int = C
     folder = Folder(layout_of(count))
     for delta, samples in updates:
         read(folder, Sender(count, chunk_bytes=chunk_bytes).stored(delta, samples), count)
-        folder.add(samples)
+        folder.add(Weight(samples))
     assert (folder.folded, folder.samples) == (len(updates), sum(samples for _, samples in updates))
     return finished(folder, base)
 
@@ -132,7 +132,7 @@ def test_a_cleared_folder_folds_as_a_new_one_does() -> None:
     for delta in (first, second):
         folder.clear()
         read(folder, Sender(9).stored(delta), 9)
-        folder.add(4)
+        folder.add(Weight(4))
     assert finished(folder, base_model(9)) == reference([(second, 4)], base_model(9))
 
 
@@ -141,7 +141,7 @@ def test_an_unfit_update_leaves_no_trace_in_the_sum() -> None:
     sender = Sender(2_000, chunk_bytes=CHUNK_BYTES_MIN)
     folder = Folder(layout_of(2_000))
     read(folder, sender.stored(good, 3), 2_000)
-    folder.add(3)
+    folder.add(Weight(3))
     altered = bytearray(sender.stored(bad))
     altered[-1] ^= 1
     with pytest.raises(Unfit):
@@ -156,7 +156,7 @@ def peak_bytes(bodies: Bodies, name: bytes, count: int, updates: int) -> int:
         folder = Folder(layout_of(count))
         for _ in range(updates):
             assert look(folder, bodies, name, expected(count)).problem == ""
-            folder.add(1)
+            folder.add(Weight(1))
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

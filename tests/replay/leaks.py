@@ -48,7 +48,7 @@ def _entries(files: Files, home: Path) -> Iterator[Entry]:
 
 
 def drawn(files: Files, home: Path) -> set[bytes]:
-    """Every key, id, digest and signature of a recording, but for the digests of models, of their changes and moments."""
+    """Every key, id, digest and signature of a recording, but for digests of models, changes and moments."""
     identity = load_identity(files, home)
     federation = identity.federation
     found = {federation, identity.root, broker_user(federation, "").encode()}

@@ -1,0 +1,58 @@
+"""What each update counts in its round's mean.
+
+Norm bounding (Sun et al. 2019, "Can you really backdoor federated learning?"): a change that is longer than
+``clip_norm`` is scaled down to it, s = min(1, clip / ‖δ‖).
+
+FedNova (Wang et al. 2020, "Tackling the objective inconsistency problem in heterogeneous federated
+optimization", section 4): devices that take more local steps don't pull the model to their own optimum. Each
+change is divided by its effort a, and the mean multiplied by the mean effort:
+
+    Δ = (Σ nₖ·aₖ / N) · Σ (nₖ / N)·δₖ / aₖ,  N = Σ nₖ
+
+For τ steps of SGD a is τ; with momentum ρ it is (τ - ρ·(1 - ρ^τ) / (1 - ρ)) / (1 - ρ).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.state import Request
+from schemas.jobs import LocalSettings, ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """``samples`` is n, ``scale`` is s, ``effort`` is a, of the module."""
+
+    samples: int
+    scale: float = 1.0
+    effort: float = 1.0
+
+    @property
+    def of_change(self) -> float:
+        """What the change is multiplied by."""
+        return self.samples * self.scale / self.effort
+
+
+def weigh(request: Request, server: ServerSettings, local: LocalSettings) -> Weight:
+    """The weight of the update that answers ``request``, by what was recorded of it."""
+    clip = server.clip_norm
+    scale = clip / request.norm if clip is not None and request.norm > clip else 1.0
+    effort = _effort(request.steps, local.momentum) if server.normalised else 1.0
+    return Weight(request.samples, scale, effort)
+
+
+def _effort(steps: int, momentum: float) -> float:
+    rest = 1.0 - momentum
+    return (steps - momentum * (1.0 - _power(momentum, steps)) / rest) / rest
+
+
+def _power(base: float, exponent: int) -> float:
+    """By squaring: the library's pow is rounded differently on different machines."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
