@@ -153,7 +153,8 @@ def _(fact: f.UpdateJudged, state: State, run_s: float) -> None:
     state.devices[fact.device].folded += fact.folded - (request.state is RequestState.FOLDED)
     request.state = RequestState.FOLDED if fact.folded else RequestState.REJECTED
     request.reason, request.norm, request.samples = fact.reason, fact.norm, fact.samples
-    request.steps = fact.steps
+    # Only such a job needs them: images of releases that did not keep them say the same for all others.
+    request.steps = fact.steps if state.jobs[fact.job].spec.server.normalised else 0
     request.train_s, request.evaluation = fact.train_s, fact.evaluation
 
 
