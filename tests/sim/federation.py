@@ -209,6 +209,7 @@ class World:
     def job(self) -> dict[str, object]:
         """What is trained."""
         fields: dict[str, Any] = {"rounds": self.rounds, "cohort": self.cohort} | self.rule
+        fields["server"] = {"optimiser": ("fedadam", "fedavg")[self.seed % 2]}
         return spec(chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **fields)
 
 
