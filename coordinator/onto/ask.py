@@ -29,8 +29,8 @@ from schemas.sealing import aead_open
 from schemas.window import Window
 
 REMEDY: Final = (
-    "is there an agent that runs on the device's folder of this recording (devices/NAME), and comes to this "
-    "broker?"
+    "does an agent run on a copy of the device's folder of this recording (devices/NAME), with this broker "
+    "in its settings?"
 )
 
 

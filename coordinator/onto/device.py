@@ -44,8 +44,8 @@ from schemas.sealing import aead_seal
 
 REQUESTS_TOLD: Final = 64
 REMEDY: Final = (
-    "is there a coordinator that was staged from this recording (`fedbus-coordinator journal stage`), "
-    "serves, and was played nothing yet?"
+    "does a coordinator serve there that was staged from this recording (`fedbus-coordinator journal stage`) "
+    "and was played nothing yet?"
 )
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ from coordinator.onto import Silence
 from schemas.limits import RESEND_FIRST_S
 
 PATIENCE_S: Final = 60.0
+SEND_S: Final = 20.0  # for a connection to come, and the broker to take what is said
 T = TypeVar("T")
 Say = Callable[[], Awaitable[object]]
 
@@ -54,11 +55,11 @@ class Waiting:
         """Say it once; what a broker does not take is said again by `heard`. Raises `Silence` when the broker
         takes nothing at all."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(SEND_S):
                 with suppress(BusUndelivered):
                     await say()
         except TimeoutError:
-            raise Silence(f"{self._me}: nothing was sent in {PATIENCE_S:g} s; {self._cause()}") from None
+            raise Silence(f"{self._me}: nothing was sent within {SEND_S:g} s; {self._cause()}") from None
 
     def _cause(self) -> str:
         return self._bus.problem or self._remedy
