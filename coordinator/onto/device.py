@@ -92,6 +92,8 @@ class Played:
         self._newest: ModelOffer | None = None
         self._replies = 0
         self._offer: Offer | None = None
+        self._unjudged: dict[int, Sealed] = {}
+        """Until their verdicts came."""
         self._ports, self._bus = ports, bus
         self._signer, self._box = own.keys.signing, own.keys.box
         self._reader = own.box
@@ -206,8 +208,19 @@ class Played:
 
         await self._waiting.said(say)
         await self.heard(lambda: self.receipts.get(number), "receipt", say)
-        self._offer = None
+        self._offer, self._unjudged[number] = None, offer.sealed
         return offer.receipted_s - began_s
+
+    async def verdict(self, number: int, what: str) -> Verdict:
+        """The verdict on a receipted update; ``what`` is for people. Raises `Silence`."""
+        sealed = self._unjudged[number]
+
+        async def again() -> None:  # is answered with receipt and verdict
+            await self._bus.publish(self._up, self._mailbox.sign(sealed).to_bytes())
+
+        verdict = await self.heard(lambda: self.verdicts.get(number), what, again)
+        del self._unjudged[number]
+        return verdict
 
     async def newest(self) -> Manifest:
         """Which version of the job is the newest now. Raises `Silence`."""

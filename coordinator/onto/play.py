@@ -178,9 +178,7 @@ class _Stage:
     async def _verdict(self, step: Judged) -> None:
         name, number = step.asked[0], self._requests[step.asked].request
         device = self._played[name]
-        verdict = await device.heard(
-            lambda: device.verdicts.get(number), f"verdict on its update of round {step.round}"
-        )
+        verdict = await device.verdict(number, f"verdict on its update of round {step.round}")
         if verdict.folded:
             self.report.accepted += 1
         else:

@@ -13,6 +13,7 @@ from schemas.limits import RESEND_FIRST_S
 
 PATIENCE_S: Final = 60.0
 SEND_S: Final = 20.0  # for a connection to come, and the broker to take what is said
+AGAIN_S: Final = 0.5
 T = TypeVar("T")
 Say = Callable[[], Awaitable[object]]
 
@@ -51,13 +52,15 @@ class Waiting:
         except TimeoutError:
             raise Silence(f"{self._me}: no {what} within {patience_s:g} s; {self._cause()}") from None
 
-    async def said(self, say: Say) -> None:
-        """Say it once; what a broker does not take is said again by `heard`. Raises `Silence` when the broker
-        takes nothing at all."""
+    async def said(self, say: Say) -> object:
+        """Say it until the broker has taken it. Raises `Silence` when it takes nothing."""
         try:
             async with asyncio.timeout(SEND_S):
-                with suppress(BusUndelivered):
-                    await say()
+                while True:
+                    try:
+                        return await say()
+                    except BusUndelivered:
+                        await asyncio.sleep(AGAIN_S)
         except TimeoutError:
             raise Silence(f"{self._me}: nothing was sent within {SEND_S:g} s; {self._cause()}") from None
 

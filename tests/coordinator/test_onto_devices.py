@@ -192,6 +192,32 @@ def test_whoever_is_asked_without_a_recorded_answer_declines_and_is_counted(
     assert report.declined["no answer was recorded"] > 4
 
 
+@pytest.mark.parametrize(("story", "count", "alive_s"), [(drawn, COUNT, 0.3), (None, CHUNKED, 25.0)])
+def test_a_coordinator_that_is_killed_again_and_again_is_played_to_all_the_same(
+    tmp_path: Path, story: Story | None, count: int, alive_s: float
+) -> None:
+    told, ports = told_of(tmp_path, story, count)
+    begun, reports = tmp_path / "begun", []
+    stage(ports, told, begun, CONFIG)
+
+    async def play() -> None:
+        source = Source(ports, told)
+        async with asyncio.TaskGroup() as tasks, federation(begun, ports, count) as fed:
+
+            async def kill() -> None:
+                while True:
+                    await asyncio.sleep(alive_s)
+                    await fed.restart(tasks)
+
+            killing = tasks.create_task(kill(), name="kills")
+            reports.append(await play_devices(ports, source, partial(fed.dial, IN_MEMORY.broker), 2.0))
+            killing.cancel()
+        source.close()
+
+    virtual_loop.run(play)
+    assert reports[0].equal, reports[0].document()
+
+
 def test_a_federation_with_its_own_keys_is_refused_with_the_remedy(tmp_path: Path) -> None:
     told_of(tmp_path)
     with pytest.raises(OntoRefused, match="journal export --rekey"):
