@@ -99,10 +99,10 @@ class _Asker:
         self._ports, self._source = ports, source
         self._agent = source.device(device)
         self._questions = read_questions(source, device, job)
-        answered = next((one for one in self._questions if one.digest), None)
-        if answered:
-            asked = answered.request
-            source.require_content(asked.job, asked.round, answered.key.id, answered.digest)
+        folded = next((one for one in self._questions if one.folded), None)
+        if folded:
+            asked = folded.request
+            source.require_content(asked.job, asked.round, folded.key.id, folded.digest)
         self._pace = Pace(ports.clock, speed)
         federation, sequence = source.identity.federation, source.directory / SEQUENCE
         self._bus: Bus = dial(source.coordinator(), [topics.all_up(federation)])

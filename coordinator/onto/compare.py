@@ -34,6 +34,7 @@ def _distance(recorded: bytes, content: bytes) -> dict[str, float]:
     if len(recorded) != len(content):
         return {}
     was, now = (np.frombuffer(data, "<f4").astype(np.float64) for data in (recorded, content))
-    length = float(np.sqrt(np.square(was).sum()))
-    distance = float(np.sqrt(np.square(now - was).sum()))
-    return {"max": float(np.abs(now - was).max()), "relative": distance / length if length else float("inf")}
+    if not (np.isfinite(was).all() and np.isfinite(now).all() and was.any()):
+        return {}  # nothing to measure by
+    length, distance = (float(np.sqrt(np.square(vector).sum())) for vector in (was, now - was))
+    return {"max": float(np.abs(now - was).max()), "relative": distance / length}

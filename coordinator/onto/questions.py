@@ -19,7 +19,7 @@ from schemas.models import Layout, Manifest, open_manifest
 @dataclass(slots=True)
 class Question:
     """A recorded request, with the job's key; updates are sealed to ``key``. What came of it: an update
-    ``digest``, or a decline for a ``reason``, or neither."""
+    ``digest``, which was ``folded`` or not, or a decline for a ``reason``, or neither."""
 
     run_s: float
     request: TrainingRequest
@@ -27,9 +27,11 @@ class Question:
     manifest: Manifest
     key: BoxKey
     digest: bytes = b""
+    folded: bool = False
     reason: str = ""
 
 
+Answered = f.UpdateReceived | f.UpdateJudged | f.RequestDeclined
 Questions = dict[tuple[str, int], Question]
 """By job and number of the request."""
 
@@ -44,7 +46,7 @@ def read_questions(source: Source, device: str, job: str = "") -> list[Question]
                 _asked(source, entry, found)
             continue
         for fact in entry.facts:
-            if isinstance(fact, f.UpdateReceived | f.RequestDeclined) and fact.device == device:
+            if isinstance(fact, Answered) and fact.device == device:
                 _answered(fact, found)
     questions = [one for one in found.values() if not job or one.request.job == job]
     if not questions:
@@ -68,11 +70,14 @@ def _asked(source: Source, sent: Sent, found: Questions) -> None:
         found[event.job, event.request] = Question(sent.at.run_s, request, layout, manifest, key)
 
 
-def _answered(fact: f.UpdateReceived | f.RequestDeclined, found: Questions) -> None:
+def _answered(fact: Answered, found: Questions) -> None:
     question = found.get((fact.job, fact.request))
     if question is None:
         return
-    if isinstance(fact, f.UpdateReceived):
-        question.digest = fact.digest
-    else:
-        question.reason = fact.reason
+    match fact:
+        case f.UpdateReceived():
+            question.digest = fact.digest
+        case f.UpdateJudged():
+            question.folded |= fact.folded
+        case f.RequestDeclined():
+            question.reason = fact.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -17,6 +18,7 @@ from broker.ports import Ports
 from coordinator.config import Config
 from coordinator.onto import OntoRefused
 from coordinator.onto.ask import ask_agent
+from coordinator.onto.questions import read_questions
 from coordinator.onto.report import Report
 from coordinator.onto.source import Source
 from coordinator.rekey.export import export
@@ -29,7 +31,7 @@ from edge_agent.sealer import open_model, seal_update
 from schemas import work
 from schemas.events import Update, Vector
 from schemas.models import DELTA
-from tests.replay.history import unsynced
+from tests.replay.history import record, unsynced
 from tests.residents import Resident
 from tests.sim import virtual_loop
 from tests.sim.machine import SimProcess, SimSpawn, sim_ports
@@ -175,6 +177,19 @@ def test_a_build_that_declines_what_was_trained_is_told_of(tmp_path: Path) -> No
     assert [(row["recorded"], row["played"]) for row in report.differing] == [
         ("update", "decline: policy")
     ] * ROUNDS
+
+
+def test_a_build_is_asked_what_was_answered_with_rubbish_or_not_at_all_too(tmp_path: Path) -> None:
+    """In a long history: an update of NaN, one that nothing opens, declines and silence."""
+    home, told = record(tmp_path / "home"), tmp_path / "told"
+    export(unsynced(), home, told, Config(broker=IN_MEMORY.broker))
+    ports = replace(sim_ports(seed=1), files=unsynced().files)
+    build = Build(ports, told / "devices" / "device-1", lambda own: trains(own, SMALL), "task-1")
+    report = asked(told, ports, build)
+    with closing(Source(ports, told)) as source:
+        assert report.played == len(read_questions(source, "device-1"))
+    assert report.stopped == ""
+    assert "unreadable" in {row["recorded"] for row in report.differing}
 
 
 def test_without_an_agent_it_ends_and_names_the_device(tmp_path: Path) -> None:

@@ -192,6 +192,33 @@ def test_whoever_is_asked_without_a_recorded_answer_declines_and_is_counted(
     assert report.declined["no answer was recorded"] > 4
 
 
+def unended(op: str) -> Story:
+    """One round and a half; then ``op``, or nothing, and the recording ends."""
+
+    async def story(fed: Federation) -> None:
+        devices = [await fed.device(name) for name in ("press-07", "press-08")]
+        await fed.command("submit", spec=spec(rounds=3, cohort=2, min_reports=2))
+        rng = np.random.default_rng(2)
+        for device in (*devices, devices[0]):
+            request = await device.next(e.TrainingRequest)
+            await device.answer(request, rng.standard_normal(COUNT, dtype=np.float32))
+            await device.next(e.Verdict)
+        if op:
+            await fed.command(op, job="job")
+        await asyncio.sleep(1)
+
+    return story
+
+
+@pytest.mark.parametrize("op", ["", "cancel"])
+def test_a_recording_without_its_jobs_end_is_played_to_where_it_ends(tmp_path: Path, op: str) -> None:
+    report, _ = played(*told_of(tmp_path, unended(op)))
+    assert report.equal, report.document()
+    assert (report.played, report.accepted) == (3, 3)
+    assert report.final is not None
+    assert report.final["version"] == 1
+
+
 @pytest.mark.parametrize(("story", "count", "alive_s"), [(drawn, COUNT, 0.3), (None, CHUNKED, 25.0)])
 def test_a_coordinator_that_is_killed_again_and_again_is_played_to_all_the_same(
     tmp_path: Path, story: Story | None, count: int, alive_s: float
