@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -51,9 +51,17 @@ T = TypeVar("T")
 
 
 class Offer:
-    """An update for a request of the staging coordinator: what was recorded, sealed to the new key."""
+    """An update for a request of the staging coordinator: what was recorded, sealed to the new key. It names
+    this request and its base where it named the recorded ones, ``was``."""
 
-    def __init__(self, ports: Ports, own: Throwaway, request: TrainingRequest, found: Found | None) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        own: Throwaway,
+        request: TrainingRequest,
+        found: Found | None,
+        was: Mapping[str, object],
+    ) -> None:
         self.key = request.job, request.request
         self._found = found
         key = ports.entropy.random_bytes(32)
@@ -64,8 +72,8 @@ class Offer:
         digests = tuple(sha256(self.chunk(index)).digest() for index in range(self.clear.chunks))
         inner = b""  # what nothing opened: the coordinator rejected it, and does so again
         if found is not None:
-            same = {"job": request.job, "request": request.request, "base": request.base}
-            inner = encode_event(replace(found.update, **same))
+            right = [name for name, value in was.items() if getattr(found.update, name) == value]
+            inner = encode_event(replace(found.update, **{name: getattr(request, name) for name in right}))
         self.sealed: Sealed = seal(self.clear, key, request.update_key, inner, digests)
         self.counts = False
         """Whether grants do: they follow an offer that was read."""
@@ -180,7 +188,11 @@ class Played:
         self, look: Callable[[], T | None], what: str, say: Say | None = None, patience_s: float = PATIENCE_S
     ) -> T:
         """As `Waiting.heard`; without ``say``, the coordinator is asked how things stand."""
-        return await self._waiting.heard(look, what, say or (lambda: self._send(self._state())), patience_s)
+        return await self._waiting.heard(look, what, say or self.ask, patience_s)
+
+    async def ask(self) -> None:
+        """How things stand: what was not heard is said again. Raises `broker.bus.BusUndelivered`."""
+        await self._send(self._state())
 
     def _state(self) -> StateRequest:
         held = [RequestRef(one.job, one.request) for one in self.requests.values()]

@@ -85,7 +85,6 @@ class _Stage:
         self._able: set[str] | None = None
         self._requests: dict[Asked, e.TrainingRequest] = {}
         self._taken: dict[str, set[int]] = {name: set() for name in played}
-        self._answered: set[Asked] = set()
         self.report = Report(f"{self._job} by {len(played)} devices", "update to receipt", str(pace))
 
     async def play(self) -> None:
@@ -129,13 +128,14 @@ class _Stage:
         for asked in step.asked:
             what = f"request for round {step.round} of {self._job}"
             look = partial(self._new_request, asked[0], step.round)
-            request = await self._played[asked[0]].heard(look, what, patience_s=patience_s)
+            say = partial(self._ask, asked[0], step)
+            request = await self._played[asked[0]].heard(look, what, say, patience_s)
             self._requests[asked] = request
             self._taken[asked[0]].add(request.request)
         base = self._requests[step.asked[0]].base if step.asked else step.base
         if base != step.base:
             self.report.differs(step.round, "", "base", step.base.hex(), base.hex())
-        await self._decline_others()
+        await self._decline_others(step)
         if step.asked:
             following = self._draws[self._draws.index(step) + 1 :]
             if following:
@@ -149,11 +149,17 @@ class _Stage:
                 return request
         return None
 
-    async def _decline_others(self) -> None:
-        """Whoever is asked and was not asked in the recording has no answer."""
+    async def _ask(self, name: str, step: Drawn) -> None:
+        await self._decline_others(step)  # the round before may wait for one of them
+        await self._played[name].ask()
+
+    async def _decline_others(self, step: Drawn) -> None:
+        """Whoever is asked, and was not asked by the time of ``step`` in the recording, has no answer."""
+        waited = {name for name, _ in step.asked}
         for name, device in self._played.items():
             for number, request in list(device.requests.items()):
-                if number not in self._taken[name]:
+                other = name not in waited or request.round < step.round
+                if other and number not in self._taken[name]:
                     self._taken[name].add(number)
                     asked = name, -number
                     self._requests[asked] = request
@@ -169,7 +175,8 @@ class _Stage:
         request = self._requests[step.asked]
         with self._source.update(self._job, step.round, step.recipient, step.digest) as found:
             device = self._played[step.asked[0]]
-            offer = Offer(self._ports, device.own, request, found)
+            was = {"request": step.asked[1], "base": step.base}
+            offer = Offer(self._ports, device.own, request, found, was)
             self.report.latencies_s.append(await device.offer(offer))
             self.report.played += 1
             if device.receipts[request.request].digest != offer.sealed.seal.body:
@@ -195,6 +202,7 @@ class _Stage:
             async with asyncio.timeout(PATIENCE_S):
                 newest = await device.newest()
                 while newest.version < last.number:
+                    await self._decline_others(self._draws[-1])
                     await asyncio.sleep(COMMIT_POLL_S)
                     newest = await device.newest()
         except TimeoutError:
