@@ -14,6 +14,7 @@ from coordinator.control import CommandFailed, NotServing
 from coordinator.evaluating import EvaluationFailed
 from coordinator.exporting import NoSuchVersion
 from coordinator.keystore import KeysMissing
+from coordinator.onto import OntoRefused
 from coordinator.rekey import ExportRefused
 from schemas.errors import WireError
 
@@ -30,6 +31,7 @@ EXPECTED: Final = (
     LockHeld,
     NoSuchVersion,
     NotServing,
+    OntoRefused,
     OSError,  # its text names the file and what the system said
     UsageFault,
     WireError,

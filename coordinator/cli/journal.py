@@ -193,6 +193,28 @@ def export(
     )
 
 
+@journal.command()
+def stage(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A state directory that is made.")],
+    directory: Directory = DIRECTORY_DEFAULT,
+    broker: Annotated[str, typer.Option(help="Its broker; without: an embedded one, as the export's.")] = "",
+    job: Annotated[str, typer.Option(help="The job; without: the only one that was trained.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a coordinator at the beginning of a re-keyed export, for `replay --onto`."""
+    from coordinator.cli.onto import stage_for
+
+    made = stage_for(directory, target, broker, job)
+    if as_json:
+        print_json(made)
+        return
+    print_lines(
+        f"{target}: job {made['job']} at version 0, at the broker {made['broker']}",
+        f"next: fedbus-coordinator serve --dir {target}, and beside it "
+        f"fedbus-coordinator replay {directory} --onto {made['broker']} --speed max",
+    )
+
+
 @contextmanager
 def _reading(directory: Path) -> Iterator[tuple[Journal, Reader]]:
     """The log, beside a coordinator that writes or without one."""

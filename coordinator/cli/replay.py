@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from schemas.jobs import JobSpec
 
 Row = dict[str, Any]
+Onto = Annotated[
+    str, typer.Option(metavar="URL", help="Play the devices to the staging coordinator at this broker.")
+]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="With --onto: play the coordinator to this device's agent.")
+]
+Speed = Annotated[str, typer.Option(metavar="N|max", help="With --onto: so many times as fast.")]
+Authority = Annotated[Path | None, typer.Option(help="With --onto: the broker's authority (PEM).")]
 
 
 def replay(
@@ -38,15 +46,30 @@ def replay(
         typer.Option(metavar="FILE", help="With --what-if or --blame: a data set of the job's task."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw what --what-if found.")] = None,
+    onto: Onto = "",
+    device: Device = "",
+    speed: Speed = "1",
+    ca: Authority = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute every model again and compare the digests.
 
-    Folds the recorded updates in the order of the log; exit status 1 if a version differs.
+    Folds the recorded updates in the order of the log; exit status 1 if a version differs. With --onto the
+    recording is played instead, and what is answered compared.
     """
     from coordinator.cli.state import require_state_directory
     from coordinator.recording import NothingToReplay
 
+    if onto:
+        from coordinator.cli.onto import parse_speed, play_onto
+
+        if what_if or blame or until or round_ or evaluate or plot:
+            raise UsageFault("--onto goes with --job, --device, --speed, --ca and --json only")
+        require_state_directory(directory)
+        play_onto(directory, onto, parse_speed(speed), job=job, device=device, ca=ca, as_json=as_json)
+        return
+    if device or ca or speed != "1":
+        raise UsageFault("--device, --speed and --ca need --onto")
     if (blame and (what_if or not round_)) or (round_ and not blame):
         raise UsageFault("--blame and --round belong together, and --what-if is another question")
     if (evaluate and not (blame or what_if)) or (plot and not what_if):

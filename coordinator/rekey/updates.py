@@ -43,7 +43,7 @@ class Content(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """A stored update, opened."""
 
     file: File
@@ -52,20 +52,42 @@ class _Found:
     opened: Opened
     update: Update
 
+    def chunk(self, index: int) -> bytes:
+        """Plain chunk ``index``. Raises `schemas.errors.Forged`."""
+        at = self.chunks_at + index * (self.clear.chunk_bytes + CHUNK_OVERHEAD_BYTES)
+        sealed = self.file.read_at(at, self.clear.chunk_size(index) + CHUNK_OVERHEAD_BYTES)
+        return aead_open(self.opened.key, index, self.clear.chunks, sealed, self.opened.context)
+
     def chunks(self) -> Iterator[bytes]:
         """The plain chunks. Raises `schemas.errors.Forged`."""
-        at = self.chunks_at
-        for index in range(self.clear.chunks):
-            size = self.clear.chunk_size(index) + CHUNK_OVERHEAD_BYTES
-            sealed = self.file.read_at(at, size)
-            yield aead_open(self.opened.key, index, self.clear.chunks, sealed, self.opened.context)
-            at += size
+        return map(self.chunk, range(self.clear.chunks))
+
+    @property
+    def whole(self) -> bool:
+        """Whether its content is all there (`Content`)."""
+        size = self.clear.content_bytes or len(self.update.inline)
+        return size == 4 * sum(vector.length for vector in self.update.vectors)
 
     def beginning(self, size: int) -> bytes:
         """The first bytes of the content."""
         if not self.clear.chunks:
             return self.update.inline[:size]
         return next(self.chunks())[:size]  # chunks have more than is asked for here
+
+
+def open_stored(file: File, envelope: Envelope, at: int, key: BoxKey, federation: bytes) -> Found | None:
+    """The update in ``file``, whose chunks begin ``at``; None for what ``key`` does not open, or is none."""
+    try:
+        opened = open_envelope(envelope, key, federation)
+        update = decode_from_device(opened.inner)
+        if isinstance(update, Update):
+            found = Found(file, at, envelope.clear, opened, update)
+            for _ in found.chunks():
+                pass  # all of them open
+            return found
+    except WireError:
+        pass
+    return None
 
 
 class Updates:
@@ -92,25 +114,12 @@ class Updates:
         file = self._was.open(stored_name(recipient, digest))
         try:
             envelope, at = read_envelope(file)
-            found = self._open(file, envelope, at, key) if key else None
+            found = open_stored(file, envelope, at, key, self._source) if key else None
             return self._put(envelope, found)
         finally:
             file.close()
 
-    def _open(self, file: File, envelope: Envelope, at: int, key: BoxKey) -> _Found | None:
-        try:
-            opened = open_envelope(envelope, key, self._source)
-            update = decode_from_device(opened.inner)
-            if isinstance(update, Update):
-                found = _Found(file, at, envelope.clear, opened, update)
-                for _ in found.chunks():
-                    pass  # all of them open
-                return found
-        except WireError:
-            pass
-        return None
-
-    def _put(self, envelope: Envelope, found: _Found | None) -> Sealed:
+    def _put(self, envelope: Envelope, found: Found | None) -> Sealed:
         parties, was = self._translator.parties, envelope.clear
         sender, recipient = parties.signing(was.sender), parties.box(was.recipient)
         key, whole = parties.fresh(), self._content is Content.KEEP
@@ -125,7 +134,7 @@ class Updates:
         self._bodies.put(stored_name(recipient.id, signed.digest), parts)
         return Sealed(sealed.clear, sealed.seal, b"")  # many are remembered
 
-    def _inner(self, found: _Found | None) -> bytes:
+    def _inner(self, found: Found | None) -> bytes:
         if found is None:
             return b""
         update = self._translator.struct(found.update)
@@ -140,7 +149,7 @@ def _parts(signed: Envelope, chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
 
 
-def _chunks(found: _Found | None, clear: Clear, key: bytes) -> Iterator[bytes]:
+def _chunks(found: Found | None, clear: Clear, key: bytes) -> Iterator[bytes]:
     """The chunks of ``found``, sealed for us."""
     encryption, context = content_key(key, clear)
     for index, plain in enumerate(found.chunks() if found else ()):
