@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,6 +125,33 @@ def certificate(
         "there: fedbus-agent enroll --certificate FILE --key FILE --token-file TOKEN --dir DIR",
     ]
     _tell(done, f"user {site.user_of(device)}", as_json=as_json)
+
+
+@broker.command()
+def tap(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    directory: Directory = DIRECTORY_DEFAULT,
+    remove: Annotated[bool, typer.Option("--remove", help="Shut this tap out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a tap in at the broker, to read all of the federation's messages; prints its credentials.
+
+    It may publish nothing. Run this again for a new password and the keys of devices that joined since.
+    """
+    from coordinator.cli.state import ask
+
+    made = ask(directory, {"op": "tap", "name": name, "remove": remove})
+    if as_json:
+        print_json(made)
+        return
+    if remove:
+        print_lines(f"tap {name}: removed")
+        return
+    # The credentials alone on standard output, so that they can be piped to where they belong.
+    print_lines(made["credentials"])
+    for note in made["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    print("there: fedbus-coordinator journal record --tap FILE DIR", file=sys.stderr)
 
 
 def _asked(out: Path | None, hosts: list[str] | None, clients: bool | None) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+"""`journal record` at each broker as our commands set it up: it records both ways, and may only read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from broker.journal import Journal
+from broker.system import system_ports
+from coordinator.recovery import FOLDER
+from coordinator.tap.entries import decode_tapped
+from coordinator.tap.place import Credentials, read_credentials
+from coordinator.tap.read import payload_of
+from schemas import topics
+from tests.live import places
+from tests.live.mqtt_client import Client
+from tests.live.places import MOLE, VICTIM, Place
+from tests.live.plant import Program
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", params=["embedded", "mosquitto", "rabbitmq"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    base = tmp_path_factory.mktemp(request.param)
+    with places.place(request.param, base, lambda: request.getfixturevalue("rabbitmq")) as made:
+        yield made
+
+
+def credentials(place: Place, name: str, base: Path) -> tuple[Path, Credentials]:
+    """A new tap's, and the file that holds them."""
+    file = base / f"{name}.tap"
+    with place.ours.site as site:
+        file.write_text(site.command("broker", "tap", name)["credentials"])
+    return file, read_credentials(system_ports().files, file)
+
+
+def recorded(folder: Path, who: Credentials) -> list[bytes]:
+    journal = Journal.open(system_ports().files, folder / FOLDER, who.id, read_only=True)
+    found = [payload_of(journal, decode_tapped(entry.data)) for entry in journal.entries()]
+    journal.close()
+    return [payload for payload in found if payload]
+
+
+async def test_what_passes_is_recorded_and_reaches_its_readers_as_ever(place: Place, tmp_path: Path) -> None:
+    ours, folder = place.ours, tmp_path / "recording"
+    file, who = credentials(place, "auditor", tmp_path)
+    up, down = topics.up(ours.id, VICTIM), topics.down(ours.id, VICTIM)
+    with ours.coordinator() as coordinator, ours.device(VICTIM) as victim:
+        coordinator.subscribe(topics.all_up(ours.id))
+        victim.subscribe(down)
+        arguments = "journal", "record", str(folder), "--tap", str(file)
+        with Program("coordinator.cli", *arguments, log=tmp_path / "record.log") as tap:
+            await tap.says("recording")
+            for number in range(20):
+                victim.publish(up, f"up {number}".encode())
+                coordinator.publish(down, f"down {number}".encode())
+            coordinator.wait_for(b"up 19")
+            victim.wait_for(b"down 19")
+            for theirs in (entry for entry in place.here if entry is not ours):
+                with theirs.device(VICTIM) as stranger:
+                    stranger.publish(topics.up(theirs.id, VICTIM), b"another federation's")
+            victim.publish(up, b"last")
+            coordinator.wait_for(b"last")
+        assert "recorded 21 messages from devices and 20 to them" in tap.said
+    expected = [f"{way} {number}".encode() for number in range(20) for way in ("up", "down")]
+    assert sorted(recorded(folder, who)) == sorted([*expected, b"last"])
+    verified = json.loads(
+        ours.site._call("coordinator.cli", "journal", "verify", "--dir", str(folder), "--json").stdout
+    )
+    assert (verified["whole"], verified["messages"]) == (True, 41)
+
+
+def test_a_tap_can_publish_nothing_and_leave_no_will(place: Place, tmp_path: Path) -> None:
+    ours = place.ours
+    _, who = credentials(place, "mute", tmp_path)
+    forbidden = [
+        topics.up(ours.id, VICTIM),
+        topics.down(ours.id, VICTIM),
+        topics.up(ours.id, MOLE),
+        topics.probe(ours.id),
+        "plant/line-1",
+    ]
+    with ExitStack() as stack:
+        coordinator = stack.enter_context(ours.coordinator())
+        victim = stack.enter_context(ours.device(VICTIM))
+        coordinator.subscribe(topics.all_up(ours.id))
+        coordinator.subscribe(topics.probe(ours.id))
+        victim.subscribe(topics.down(ours.id, VICTIM))
+        for topic in forbidden:
+            with Client(ours.port, who.user, who.password) as tap:
+                assert not tap.refused
+                tap.subscribe(topics.all_up(ours.id))
+                victim.publish(topics.up(ours.id, VICTIM), f"before {topic}".encode())
+                tap.wait_for(f"before {topic}".encode())
+                with place.told_of(who.user, "publish", topic):
+                    tap.publish(topic, b"denied")
+        if place.keeps_wills:
+            with Client(
+                ours.port, who.user, who.password, will=(topics.down(ours.id, VICTIM), b"denied")
+            ) as tap:
+                tap.break_off()
+        coordinator.publish(topics.down(ours.id, VICTIM), b"end")
+        victim.publish(topics.up(ours.id, VICTIM), b"end")
+        for watcher in (coordinator, victim):
+            watcher.wait_for(b"end")
+            assert b"denied" not in [payload for _, payload in watcher.received]
+
+
+def test_a_tap_that_was_removed_is_shut_out(place: Place, tmp_path: Path) -> None:
+    ours = place.ours
+    _, who = credentials(place, "former", tmp_path)
+    with Client(ours.port, who.user, who.password) as tap:
+        assert not tap.refused
+    with ours.site as site:
+        assert site.command("broker", "tap", "former", "--remove")["state"] == "removed"
+    with Client(ours.port, who.user, who.password) as tap:
+        assert tap.refused
