@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -92,7 +92,7 @@ def _given(
             "prints beside the coordinator; or --federation ID, which `fedbus-coordinator status` tells, and "
             "--broker URL with a user and password in it"
         )
-    user = urlsplit(broker).username or login.username or ""
+    user = unquote(urlsplit(broker).username or login.username or "")
     if user.startswith(f"{COORDINATOR}@") and not user.partition("/")[2]:
         raise UsageFault(
             f"user {user} is the coordinator's own: with it a tap would push the coordinator out; "

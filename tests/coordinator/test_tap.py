@@ -3,101 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import errno
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
+import pytest
 
 from broker.bodies import Bodies
-from broker.bus import Credentials
-from broker.journal import Journal
-from broker.memory import MemoryBus
+from broker.journal import JournalStopped
+from broker.ports import File, Files, LockHeld
+from broker.service import innermost
 from broker.system import system_ports
+from coordinator.config import ConfigError
 from coordinator.entries import Message, Sent, Turned, decode_entry
 from coordinator.fold import read_envelope, stored_name
-from coordinator.inputs import JoinAsked
-from coordinator.recovery import FOLDER
-from coordinator.tap.entries import DOWN, UP, Listening, Passed, decode_tapped
+from coordinator.inputs import JoinAsked, Moment
+from coordinator.tap.entries import DOWN, UP, Listening, Passed, entry_of
 from coordinator.tap.place import Known
-from coordinator.tap.read import payload_of
-from coordinator.tap.record import Tap, recording, subscriptions
-from schemas import chunks, envelope
+from coordinator.tap.read import verify
+from coordinator.tap.record import recording
 from schemas import events as e
 from schemas.codec import unpack
 from schemas.enrolment import JOIN_MAGIC, WELCOME_MAGIC, open_join
-from schemas.envelope import Envelope, Header, chunk_digests
-from tests.standin import Federation, federation, spec
-
-PARAMETERS = 70_000  # five chunks of the smallest size
-CHUNK_BYTES = 1 << 16
-SESSION = "tap"
-
-
-def known(fed: Federation) -> Known:
-    """All that a tap can be told."""
-    identity = fed.identity
-    devices = {device.id: [device.signing] for device in fed.coordinator.ledger.state.devices.values()}
-    return Known(
-        federation=identity.federation.hex(), root=identity.root, key_set=identity.key_set, devices=devices
-    )
-
-
-@asynccontextmanager
-async def tapped(fed: Federation, directory: Path) -> AsyncIterator[Tap]:
-    """Records until the context ends, and all that passed until then."""
-    who = Credentials(SESSION, durable=False)
-    bus = MemoryBus(fed.broker, who, subscriptions(fed.identity.federation))
-    with recording(fed.ports, directory, known(fed)) as tap:
-        async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(tap.run(bus, fed.ports), name="tap")
-            await fed.until(lambda: tap.recorded.connected)
-            yield tap
-            await fed.until(lambda: fed.broker.queued(SESSION) == 0)
-            task.cancel()
-
-
-async def train(fed: Federation) -> None:
-    """Two devices join; one answers in one message, the other in chunks that it offers first."""
-    small, large = await fed.device("press-07"), await fed.device("press-08")
-    await fed.command("submit", spec=spec(rounds=2, cohort=2, min_reports=2, chunk_bytes=CHUNK_BYTES))
-    for _ in (1, 2):
-        for device, size in ((small, CHUNK_BYTES * 8), (large, CHUNK_BYTES)):
-            request = await device.next(e.TrainingRequest)
-            await device.say(e.ChunkPull(transfer=bytes(16), chunks=[0]))
-            delta = np.full(PARAMETERS, 0.01, np.float32)
-            sealed, parts = device.seal(request, *device.update(request, delta), size)
-            await device.say(e.Accept(job="job", request=request.request))
-            await device.send_chunks(await device.offer(sealed), parts)
-        for device in (small, large):
-            await device.next(e.Verdict)
-    for device in (small, large):
-        await device.next(e.JobFinished)
-
-
-class Heard:
-    """A tap's recording, read back into messages."""
-
-    def __init__(self, directory: Path, federation_id: bytes) -> None:
-        journal = Journal.open(system_ports().files, directory / FOLDER, federation_id, read_only=True)
-        self.entries = [decode_tapped(found.data) for found in journal.entries()]
-        self.payloads: dict[str, list[bytes]] = {UP: [], DOWN: []}
-        for entry in self.entries:
-            if not isinstance(entry, Listening):
-                way = entry.way if isinstance(entry, Passed) else UP
-                self.payloads[way].append(payload_of(journal, entry))
-        journal.close()
-
-    def envelopes(self, way: str) -> dict[bytes, Envelope]:
-        """By their signature."""
-        found = [envelope.parse(data) for data in self.payloads[way] if data.startswith(envelope.MAGIC)]
-        return {one.signature: one for one in found}
-
-    def chunks(self, way: str) -> set[bytes]:
-        """SHA-256 of what they hold."""
-        found = [data for data in self.payloads[way] if data.startswith(chunks.MAGIC)]
-        return {sha256(chunks.parse_chunk(data).sealed).digest() for data in found}
+from schemas.envelope import Header, chunk_digests
+from tests.coordinator.tapping import PARAMETERS, SESSION, Heard, known, tapped, train
+from tests.standin import federation
 
 
 async def test_a_tap_has_every_message_that_the_coordinator_heard_and_sent(tmp_path: Path) -> None:
@@ -135,5 +67,147 @@ async def test_a_tap_has_every_message_that_the_coordinator_heard_and_sent(tmp_p
     assert sent > 10
     assert tap.recorded.up == len(heard.payloads[UP])
     assert tap.recorded.down == len(heard.payloads[DOWN])
+    models = [
+        entry for entry in heard.entries if isinstance(entry, Passed) and entry.way == DOWN and entry.same
+    ]
+    assert len(models) >= 2 * 5, "what goes to both devices alike is stored once"
     own = [entry for entry in heard.entries if isinstance(entry, Turned)]
     assert {entry.behaviour for entry in own} == {0}
+
+
+async def test_a_gap_is_recorded_and_the_recording_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with federation(tmp_path / "home", system_ports()) as fed:
+        async with tapped(fed, tmp_path / "tap") as tap:
+            await fed.device("press-07")
+            fed.broker.disconnect(SESSION)
+            await fed.device("press-08")
+            fed.broker.restore(SESSION)
+            await fed.until(lambda: tap.recorded.gaps == 1)
+            await fed.device("press-09")
+        async with tapped(fed, tmp_path / "tap") as tap:
+            await fed.device("press-10")
+            assert tap.recorded.gaps == 1
+        heard = Heard(tmp_path / "tap", fed.identity.federation)
+    gaps = [entry.gap_s for entry in heard.entries if isinstance(entry, Listening)]
+    assert gaps[0] is None
+    assert len(gaps) == 3
+    assert all(gap_s is not None and gap_s >= 0 for gap_s in gaps[1:])
+    times = [entry.at.run_s for entry in heard.entries]
+    assert times == sorted(times), "over all its lives"
+    devices = {entry.device for entry in heard.entries if isinstance(entry, Passed)}
+    assert devices >= {"press-07", "press-09", "press-10"}
+
+
+async def test_nothing_waits_for_a_tap_that_is_away(tmp_path: Path) -> None:
+    async with federation(tmp_path / "home", system_ports()) as fed:
+        async with tapped(fed, tmp_path / "tap"):
+            await fed.device("press-07")
+        await fed.device("press-08")
+        assert fed.broker.queued(SESSION) == 0
+
+
+class FullDisk:
+    """A disk on which the journal finds no room from ``full`` on; half of what is written still arrives."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self.full = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def open(self, path: Path, **options: Any) -> Any:
+        return FullFile(self, self._files.open(path, **options), path)
+
+
+class FullFile:
+    def __init__(self, disk: FullDisk, file: File, path: Path) -> None:
+        self._disk, self._file, self._path = disk, file, path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def append(self, data: bytes) -> None:
+        if self._disk.full:
+            self._file.append(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
+        self._file.append(data)
+
+
+async def test_a_full_disk_ends_the_recording_clearly_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    disk = FullDisk(system_ports().files)
+    folder = tmp_path / "tap"
+    async with federation(tmp_path / "home", system_ports()) as fed:
+        ports = replace(fed.ports, files=cast("Files", disk))
+
+        async def record() -> None:
+            async with tapped(fed, folder, ports):
+                await fed.device("press-07")
+                disk.full = True
+                await fed.device("press-08")
+                await asyncio.Event().wait()  # the recording ends it
+
+        with pytest.raises(ExceptionGroup) as raised:
+            await record()
+        error = innermost(raised.value)
+        assert isinstance(error, JournalStopped)
+        assert "No space left on device" in str(error)
+        assert "free space" in str(error)
+        found = verify(system_ports().files, folder, known(fed), lambda: False)
+        assert found.damage == []
+        assert found.messages > 0
+        disk.full = False
+        async with tapped(fed, folder, ports) as tap:
+            assert tap.journal.cut_bytes == 0
+            assert tap.recorded.gaps == 1
+
+
+@pytest.mark.parametrize("name", ["coordinator.toml", "notes.txt", "journal"])
+def test_a_folder_that_is_something_else_is_refused_and_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    one = Known(federation=bytes(16).hex())
+    words = f"holds something else .{name}.; name a new or empty folder"
+    with pytest.raises(ConfigError, match=words), recording(system_ports(), tmp_path, one):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_recording_of_another_federation_is_refused(tmp_path: Path) -> None:
+    one, other = Known(federation=bytes(16).hex()), Known(federation=bytes(range(16)).hex())
+    ports, folder = system_ports(), tmp_path / "tap"
+    with recording(ports, folder, one), pytest.raises(LockHeld), recording(ports, folder, one):
+        pass
+    words = "holds a recording of federation 0000"
+    with pytest.raises(ConfigError, match=words), recording(ports, folder, other):
+        pass
+
+
+def test_what_is_larger_than_any_message_of_ours_is_recorded_by_its_size_and_beginning() -> None:
+    payload = bytes(9 << 20)
+    entry = entry_of(Moment(0.0, 0.0), f"fedbus/{bytes(16).hex()}/up/press-07", payload)
+    assert isinstance(entry, Passed)
+    assert (entry.way, entry.device, entry.size, entry.data) == (UP, "press-07", len(payload), bytes(1024))
+
+
+async def test_a_forged_message_that_passed_is_named_and_is_no_damage(tmp_path: Path) -> None:
+    async with federation(tmp_path / "home", system_ports()) as fed:
+        good, bad = await fed.device("press-07"), await fed.device("press-08")
+        async with tapped(fed, tmp_path / "tap"):
+            status = await good.say(e.StateRequest(requests=[], key_set=1))
+            await bad.say_bytes(status.to_bytes())  # another's message, on its own topic
+            changed = bytearray(status.to_bytes())
+            changed[-1] ^= 1
+            await good.say_bytes(bytes(changed))
+            await good.next(e.StateReply)
+        found = verify(system_ports().files, tmp_path / "tap", known(fed), lambda: False)
+        blind = verify(
+            system_ports().files,
+            tmp_path / "tap",
+            Known(federation=fed.identity.federation.hex()),
+            lambda: False,
+        )
+    assert (found.damage, found.foreign, found.unchecked) == ([], [3, 4], 0)
+    assert found.signed == found.messages - 2
+    assert (blind.damage, blind.foreign, blind.unchecked) == ([], [], found.messages)
