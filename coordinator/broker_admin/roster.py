@@ -28,7 +28,7 @@ LOCK: Final = "roster.lock"
 PBKDF2_ROUNDS: Final = 101  # mosquitto_passwd's own default
 MOSQUITTO_SALT_BYTES: Final = 12
 RABBITMQ_SALT_BYTES: Final = 4
-TAP: Final = "tap/"
+TAP: Final = "tap@"
 """Before the name of a tap, which reads all and writes nothing; no device can be called so."""
 
 

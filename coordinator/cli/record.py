@@ -74,6 +74,7 @@ def _given(
 ) -> tuple[Known, bus.Credentials, str]:
     """Whose messages, as who, from where."""
     from broker.bus import Credentials, Tls
+    from coordinator.broker_admin.roster import tap_id
     from coordinator.tap.place import Known, check_federation, read_credentials
     from schemas.ids import COORDINATOR, broker_user
 
@@ -84,7 +85,7 @@ def _given(
         broker = broker or found.urls[0]
     elif federation and broker and tap is None:
         fed = check_federation(federation)
-        session = broker_user(fed, f"tap/{ports.entropy.random_bytes(4).hex()}")
+        session = broker_user(fed, tap_id(ports.entropy.random_bytes(4).hex()))
         login, known = Credentials(session, durable=False), Known(federation=fed.hex())
     else:
         raise UsageFault(

@@ -138,7 +138,7 @@ async def test_the_coordinator_makes_a_taps_credentials(tmp_path: Path, capsys: 
         signing = fed.coordinator.ledger.state.devices["press-07"].signing
     federation_id = fed.identity.federation
     assert (found.id, found.urls) == (federation_id, ["memory:test"])
-    assert found.user == broker_user(federation_id, "tap/auditor")
+    assert found.user == broker_user(federation_id, "tap@auditor")
     assert found.devices == {"press-07": [signing]}
     assert found.password not in repr(found)
     assert found.password not in (fed.directory / "broker" / "roster.json").read_text()

@@ -6,9 +6,16 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import quote
 
+import aiormq
 import pytest
+from aiormq import spec
+from aiormq.exceptions import ChannelAccessRefused
 
+from broker.amqp import EXCHANGE
+from broker.bus import BusUndelivered
+from broker.bus import Credentials as Session
 from broker.journal import Journal
 from broker.system import system_ports
 from coordinator.cli.main import main
@@ -17,10 +24,15 @@ from coordinator.tap.entries import decode_tapped
 from coordinator.tap.place import Credentials, read_credentials
 from coordinator.tap.read import payload_of
 from schemas import topics
+from schemas.enrolment import JOIN_MAGIC, WELCOME_MAGIC, token_to_text
+from schemas.ids import broker_user
+from tests.brokers import RabbitMQ, free_ports
 from tests.live import places
+from tests.live.installation import Installation
 from tests.live.mqtt_client import Client
 from tests.live.places import MOLE, VICTIM, Place
 from tests.live.plant import Program
+from tests.live.test_isolation_amqp import Federation, heard
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -58,7 +70,7 @@ async def test_what_passes_is_recorded_and_reaches_its_readers_as_ever(
         victim.subscribe(down)
         arguments = "journal", "record", str(folder), "--tap", str(file)
         with Program("coordinator.cli", *arguments, log=tmp_path / "record.log") as tap:
-            await tap.says("recording")
+            await tap.says('"event": "recording"')
             for number in range(20):
                 victim.publish(up, f"up {number}".encode())
                 coordinator.publish(down, f"down {number}".encode())
@@ -123,3 +135,61 @@ def test_a_tap_that_was_removed_is_shut_out(place: Place, tmp_path: Path) -> Non
         assert site.command("broker", "tap", "former", "--remove")["state"] == "removed"
     with Client(ours.port, who.user, who.password) as tap:
         assert tap.refused
+
+
+async def test_over_amqp_a_tap_reads_a_queue_of_its_own_and_publishes_nothing(
+    rabbitmq: RabbitMQ, tmp_path: Path
+) -> None:
+    fed = Federation(tmp_path, rabbitmq)
+    folder, file = tmp_path / "recording", tmp_path / "auditor.tap"
+    with fed.site as site:
+        file.write_text(site.command("broker", "tap", "auditor")["credentials"])
+    who = read_credentials(system_ports().files, file)
+    up, down = topics.up(fed.id, VICTIM), topics.down(fed.id, VICTIM)
+    async with (
+        fed.bus(fed.device(VICTIM), down) as victim,
+        fed.bus(fed.coordinator, topics.all_up(fed.id)) as coordinator,
+    ):
+        arguments = "journal", "record", str(folder), "--tap", str(file), "--broker", fed.url
+        with Program("coordinator.cli", *arguments, log=tmp_path / "record.log") as tap:
+            await tap.says('"event": "recording"')
+            for payload in (b"one", b"two", b"end"):
+                await victim.publish(up, payload)
+                await coordinator.publish(down, payload)
+            assert await heard(coordinator) == [b"one", b"two", b"end"]
+            assert await heard(victim) == [b"one", b"two", b"end"]
+        assert "recorded 3 messages from devices and 3 to them" in tap.said
+        assert sorted(recorded(folder, who)) == sorted([b"one", b"two", b"end"] * 2)
+        session = Session("tap@auditor", who.user, who.password, durable=False)
+        async with fed.bus(session) as mute:
+            for topic in (up, down, "plant/line-1"):
+                with pytest.raises(BusUndelivered):
+                    await mute.publish(topic, b"denied")
+        login = f"{quote(who.user, safe='')}:{who.password}"
+        connection = await aiormq.connect(f"amqp://{login}@127.0.0.1:{rabbitmq.amqp}/")
+        try:
+            for exchange, key in (("", broker_user(fed.id, VICTIM)), (EXCHANGE, ""), ("amq.fanout", "")):
+                raw = await connection.channel(publisher_confirms=True)
+                copies = spec.Basic.Properties(headers={"BCC": [down.replace("/", ".")]})
+                with pytest.raises(ChannelAccessRefused):
+                    await raw.basic_publish(b"denied", exchange=exchange, routing_key=key, properties=copies)
+        finally:
+            await connection.close()
+        await coordinator.publish(down, b"end")
+        assert await heard(victim) == [b"end"]
+
+
+async def test_a_tap_at_the_embedded_broker_hears_a_device(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    file, folder = tmp_path / "auditor.tap", tmp_path / "recording"
+    with Installation(tmp_path / "fed", f"embedded:{port}") as site:
+        file.write_text(site.command("broker", "tap", "auditor")["credentials"])
+        who, token = read_credentials(system_ports().files, file), site.invite("press-07")[1]
+        arguments = "journal", "record", str(folder), "--tap", str(file)
+        with Program("coordinator.cli", *arguments, log=tmp_path / "record.log") as tap:
+            await tap.says('"event": "recording"')
+            assert site.enroll("press-07", token_to_text(token)).returncode == 0
+        assert "from devices" in tap.said
+    found = recorded(folder, who)
+    assert any(payload.startswith(JOIN_MAGIC) for payload in found)
+    assert any(payload.startswith(WELCOME_MAGIC) for payload in found)
