@@ -113,17 +113,18 @@ def certificate(
     directory: Directory = DIRECTORY_DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Make a device's own certificate, for a broker that wants one."""
+    """Make a device's own certificate, or a tap's (tap@NAME), for a broker that wants one."""
     from broker.system import system_ports
+    from coordinator.broker_admin.roster import TAP
     from coordinator.broker_admin.site import Done, Site
 
     site = Site(system_ports(), directory)
     leaf = site.device_certificate(device)
     done = Done(leaf.certificate.parent, [leaf])
-    done.next = [
-        f"give {leaf.certificate} and {leaf.key} to the device, secretly",
-        "there: fedbus-agent enroll --certificate FILE --key FILE --token-file TOKEN --dir DIR",
-    ]
+    there = "fedbus-agent enroll --certificate FILE --key FILE --token-file TOKEN --dir DIR"
+    if device.startswith(TAP):
+        there = "fedbus-coordinator journal record --certificate FILE --key FILE --tap FILE DIR"
+    done.next = [f"give {leaf.certificate} and {leaf.key} to it, secretly", f"there: {there}"]
     _tell(done, f"user {site.user_of(device)}", as_json=as_json)
 
 

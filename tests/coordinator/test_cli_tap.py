@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from broker.system import system_ports
 from coordinator.broker_admin.access import EmbeddedAccess
@@ -14,6 +16,7 @@ from coordinator.broker_admin.mosquitto import rules, users_of
 from coordinator.broker_admin.roster import Login, tap_id
 from coordinator.cli.main import main
 from coordinator.config import Config
+from coordinator.keystore import load_identity
 from coordinator.setup import embedded_broker
 from coordinator.tap.place import read_credentials
 from schemas import topics
@@ -170,6 +173,21 @@ def test_credentials_that_are_not_as_they_were_printed_are_refused(tmp_path: Pat
     assert "a.tap: not a tap's credentials" in run(
         capsys, "journal", "record", str(tmp_path / "tap"), "--tap", str(path), status=2
     )
+
+
+def test_a_tap_gets_a_certificate_of_its_own_where_the_broker_wants_one(
+    tmp_path: Path, capsys: Capsys
+) -> None:
+    home = str(tmp_path / "fed")
+    run(capsys, "init", "--dir", home, "--broker", "mqtts://b")
+    run(capsys, "broker", "mosquitto", "--tls", "--client-certificates", "--dir", home)
+    made = json.loads(run(capsys, "broker", "certificate", "tap@auditor", "--dir", home, "--json"))
+    (leaf,) = made["certificates"]
+    federation_id = load_identity(system_ports().files, tmp_path / "fed").federation
+    certificate = x509.load_pem_x509_certificate(Path(leaf["file"]).read_bytes())
+    (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    assert name.value == broker_user(federation_id, "tap@auditor")
+    assert "journal record --certificate FILE" in made["next"][1]
 
 
 async def test_each_broker_lets_a_tap_read_all_and_write_nothing(tmp_path: Path) -> None:
