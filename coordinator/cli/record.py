@@ -118,7 +118,7 @@ def _tell(tap: Tap, *, as_json: bool) -> None:
         return
     print_lines(
         f"recorded {recorded.up} messages from devices and {recorded.down} to them, "
-        f"{recorded.bytes / MIB:.1f} MiB; {recorded.gaps} gaps",
+        f"{recorded.bytes / MIB:.1f} MiB; {_gaps(recorded.gaps)}",
         f"{tap.directory}: {journal.count} entries, head {journal.head.hex()}",
     )
 
@@ -151,13 +151,17 @@ def verify_tap(directory: Path, *, as_json: bool) -> list[Damage]:
     elif not found.damage:
         print_lines(
             f"{found.entries} entries in {found.segments} segments: each as it was written",
-            f"{found.messages} messages, {found.gaps} gaps; {found.signed} signatures hold, "
+            f"{found.messages} messages, {_gaps(found.gaps)}; {found.signed} signatures hold, "
             f"{found.unchecked} could not be checked for want of a key; {found.chunks} chunks of updates are "
             f"those that were signed",
             *_foreign(found.foreign),
             f"head {found.head.hex()}",
         )
     return found.damage
+
+
+def _gaps(count: int) -> str:
+    return f"{count} gap{'' if count == 1 else 's'}"
 
 
 def _foreign(entries: list[int]) -> list[str]:

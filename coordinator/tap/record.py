@@ -18,14 +18,13 @@ from typing import Final
 import structlog
 
 from broker.bus import Bus, Connected
-from broker.journal import Journal, JournalStopped
+from broker.journal import Journal, JournalStopped, Mark
 from broker.ports import Clock, Ports
 from coordinator.config import LOCK
 from coordinator.inputs import Moment
 from coordinator.recovery import FOLDER
 from coordinator.tap.entries import (
     DOWN,
-    UP,
     Listening,
     Passed,
     Tapped,
@@ -46,13 +45,24 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Recorded:
-    """What one run recorded. ``bytes`` are those of the messages."""
+    """What one run recorded, durably. ``bytes`` are those of the messages."""
 
     up: int = 0
     down: int = 0
     bytes: int = 0
     gaps: int = 0
     connected: bool = False
+
+    def count(self, entry: Tapped, size: int) -> None:
+        """``entry`` is durable; its message had ``size`` bytes."""
+        self.bytes += size
+        match entry:
+            case Listening():
+                self.gaps += entry.gap_s is not None
+            case Passed(way=way) if way == DOWN:
+                self.down += 1
+            case _:
+                self.up += 1
 
 
 class Tap:
@@ -103,7 +113,6 @@ class Tap:
         if gap_s is None:
             log.info("recording", directory=str(self.directory))
         else:
-            self.recorded.gaps += 1
             log.warning(
                 "recording again: what passed in the last seconds may be missing",
                 directory=str(self.directory),
@@ -112,28 +121,28 @@ class Tap:
 
     def _hear(self, topic: str, payload: bytes) -> None:
         entry = entry_of(self._now(), topic, payload)
-        recorded = self.recorded
-        recorded.bytes += len(payload)
-        way = entry.way if isinstance(entry, Passed) else UP
-        recorded.up += way == UP
-        recorded.down += way == DOWN
-        if isinstance(entry, Passed) and way == DOWN and entry.data.startswith(chunks.MAGIC):
+        if isinstance(entry, Passed) and entry.way == DOWN and payload.startswith(chunks.MAGIC):
             self._chunk(entry)
         else:
-            self._append(entry)
+            self._append(entry, len(payload))
 
     def _chunk(self, entry: Passed) -> None:
         digest = sha256(entry.data).digest()
-        first = self._seen.get(digest, 0)
-        self._append(again(first, entry) if first else entry)
+        first = self._seen.get(digest, 0) if len(entry.data) == entry.size else 0
+        self._append(again(first, entry) if first else entry, entry.size)
         if not first:
             if len(self._seen) >= SAME_MAX:
                 self._seen.pop(next(iter(self._seen)))
             self._seen[digest] = self.journal.queued
 
-    def _append(self, entry: Tapped) -> None:
+    def _append(self, entry: Tapped, size: int = 0) -> None:
         self._last = entry.at
-        self.journal.append(encode_tapped(entry))
+
+        def count(done: asyncio.Future[Mark]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                self.recorded.count(entry, size)
+
+        self.journal.append(encode_tapped(entry)).add_done_callback(count)
 
     def _now(self) -> Moment:
         return Moment(self._run_from_s + self._clock.monotonic_s(), self._clock.wall_s())

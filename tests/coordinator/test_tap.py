@@ -23,7 +23,7 @@ from coordinator.inputs import JoinAsked, Moment
 from coordinator.tap.entries import DOWN, UP, Listening, Passed, entry_of
 from coordinator.tap.place import Known
 from coordinator.tap.read import verify
-from coordinator.tap.record import recording
+from coordinator.tap.record import Recorded, recording
 from schemas import events as e
 from schemas.codec import unpack
 from schemas.enrolment import JOIN_MAGIC, WELCOME_MAGIC, open_join
@@ -142,8 +142,11 @@ async def test_a_full_disk_ends_the_recording_clearly_and_leaves_nothing_half_wr
     async with federation(tmp_path / "home", system_ports()) as fed:
         ports = replace(fed.ports, files=cast("Files", disk))
 
+        counted: list[Recorded] = []
+
         async def record() -> None:
-            async with tapped(fed, folder, ports):
+            async with tapped(fed, folder, ports) as tap:
+                counted.append(tap.recorded)
                 await fed.device("press-07")
                 disk.full = True
                 await fed.device("press-08")
@@ -157,7 +160,7 @@ async def test_a_full_disk_ends_the_recording_clearly_and_leaves_nothing_half_wr
         assert "free space" in str(error)
         found = verify(system_ports().files, folder, known(fed), lambda: False)
         assert found.damage == []
-        assert found.messages > 0
+        assert found.messages == counted[0].up + counted[0].down > 0, "what is told is what is there"
         disk.full = False
         async with tapped(fed, folder, ports) as tap:
             assert tap.journal.cut_bytes == 0

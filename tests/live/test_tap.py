@@ -25,8 +25,8 @@ from coordinator.tap.place import Credentials, read_credentials
 from coordinator.tap.read import payload_of
 from schemas import topics
 from schemas.enrolment import JOIN_MAGIC, WELCOME_MAGIC, token_to_text
-from schemas.ids import broker_user
-from tests.brokers import RabbitMQ, free_ports
+from schemas.ids import FederationId, broker_user
+from tests.brokers import Mosquitto, RabbitMQ, free_ports
 from tests.live import places
 from tests.live.installation import Installation
 from tests.live.mqtt_client import Client
@@ -193,3 +193,26 @@ async def test_a_tap_at_the_embedded_broker_hears_a_device(tmp_path: Path) -> No
     found = recorded(folder, who)
     assert any(payload.startswith(JOIN_MAGIC) for payload in found)
     assert any(payload.startswith(WELCOME_MAGIC) for payload in found)
+
+
+async def test_a_broker_that_restarts_is_a_gap_and_the_recording_goes_on(tmp_path: Path) -> None:
+    """At a broker without users, where only the federation's id is told."""
+    federation, folder = FederationId(bytes(range(16))), tmp_path / "recording"
+    up = topics.up(federation, VICTIM)
+    with Mosquitto(tmp_path / "mosquitto") as broker:
+        where = "--broker", f"mqtt://127.0.0.1:{broker.port}", "--federation", federation.hex()
+        arguments = "journal", "record", str(folder), *where
+        with Program("coordinator.cli", *arguments, log=tmp_path / "record.log") as tap:
+            await tap.says('"event": "recording"')
+            with Client(broker.port, VICTIM, "") as device:
+                device.publish(up, b"before")
+            broker.stop()
+            broker.start()
+            await tap.says("what passed in the last seconds may be missing")
+            with Client(broker.port, VICTIM, "") as device:
+                device.publish(up, b"behind")
+        assert "recorded 2 messages from devices and 0 to them, 0.0 MiB; 1 gap" in tap.said
+    journal = Journal.open(system_ports().files, folder / FOLDER, federation, read_only=True)
+    entries = [decode_tapped(entry.data) for entry in journal.entries()]
+    journal.close()
+    assert [payload_of(journal, entry) for entry in entries] == [b"", b"before", b"", b"behind"]
