@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from broker.ports import Ports
 from broker.room import Room
 from coordinator import views
 from coordinator.broker_admin.access import Access
-from coordinator.broker_admin.roster import AccessError
+from coordinator.broker_admin.roster import AccessError, tap_id
 from coordinator.config import PASSWORD_BYTES, Config, ConfigError
 from coordinator.connection import authority
 from coordinator.control import CommandFailed
@@ -19,16 +20,18 @@ from coordinator.inputs import AnyInput, Cancel, Invite, Revoke, Submit
 from coordinator.intake import Intake
 from coordinator.keystore import Identity
 from coordinator.ledger import Ledger
+from coordinator.tap.place import Credentials, encode_credentials
 from coordinator.turn import CommandRefused
 from schemas.enrolment import TOKEN_ID_BYTES, TOKEN_VERSION, TOKEN_VERSION_CA, Token, token_to_text
 from schemas.errors import JobRefused
-from schemas.ids import DeviceId, checked_name, device_id
+from schemas.ids import DeviceId, broker_user, checked_name, device_id
 from schemas.jobs import parse_job
 from schemas.keys import SigningKey
 from schemas.limits import CA_CHARS_MAX, KIB, TOKEN_VALID_S
 
 RABBITMQ_CHUNK_BYTES = 128 * KIB
 """Of jobs that don't say: RabbitMQ keeps some chunks in memory for every connection that sent any."""
+TOLD_S = 20.0  # for the broker to shut a tap out
 
 
 class Commands:
@@ -60,6 +63,8 @@ class Commands:
         match command:
             case {"op": "invite", "device": str(device)}:
                 return await self._invite(device, command)
+            case {"op": "tap", "name": str(name)}:
+                return await self._tap(name, remove=bool(command.get("remove")))
             case {"op": "revoke", "device": str(device)}:
                 reason = str(command.get("reason") or "revoked by the operator")
                 await self._submit(Revoke(device=device, reason=reason[:500]))
@@ -125,6 +130,34 @@ class Commands:
             "expires_wall_s": expires_wall_s,
             "notes": [note for note in notes if note],
         }
+
+    async def _tap(self, name: str, *, remove: bool) -> dict[str, Any]:
+        """Let a tap in at the broker, with a new password, or shut it out."""
+        try:
+            tap = tap_id(name)
+            if remove:
+                async with asyncio.timeout(TOLD_S):
+                    await self._access.shut_out(tap)
+                return {"tap": name, "state": "removed"}
+            ca = authority(self._config, self._ports.files)
+            password = self._ports.entropy.random_bytes(PASSWORD_BYTES).hex()
+            note = await self._access.admit(tap, password)
+        except TimeoutError as error:
+            raise CommandFailed(f"tap {name}: the broker could not be told yet; do this again") from error
+        except (ValueError, ConfigError, AccessError) as error:
+            raise CommandFailed(f"tap {name}: {error}") from error
+        identity, devices = self._identity, self._ledger.state.devices
+        credentials = Credentials(
+            federation=identity.federation.hex(),
+            root=identity.root,
+            key_set=identity.key_set,
+            devices={device.id: [device.signing] for device in devices.values()},
+            user=broker_user(identity.federation, tap),
+            password=password,
+            urls=self._config.urls_for_devices(),
+            ca=ca,
+        )
+        return {"credentials": encode_credentials(credentials), "notes": [note] if note else []}
 
     def _new_token(self, device: DeviceId) -> tuple[Token, list[str]]:
         """And what the operator must know about it."""

@@ -1,4 +1,5 @@
-"""Users at the broker: every device is a user of its own, who may use its own two topics only."""
+"""Users at the broker: every device is a user of its own, who may use its own two topics only. A tap
+(`roster.tap_id`) is let in and shut out like a device, and may read everybody's."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import structlog
 from broker import embedded
 from broker.embedded import EmbeddedBroker
 from broker.ports import Ports
-from coordinator.broker_admin.roster import AccessError, Login, Roster
+from coordinator.broker_admin.roster import AccessError, Login, Roster, user
 from coordinator.config import Config
 from schemas import topics
 from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user
@@ -52,18 +53,19 @@ class EmbeddedAccess:
 
     async def shut_out(self, device: DeviceId) -> None:
         async with self._turn:
-            user = broker_user(self._federation, device)
-            await self._ports.offload.run(embedded.remove_user, self._ports.files, self._path, user)
+            name = broker_user(self._federation, device)
+            await self._ports.offload.run(embedded.remove_user, self._ports.files, self._path, name)
 
     def put(self, device: DeviceId, password: str) -> None:
         """As `admit`, when nobody else writes. Blocking."""
+        known = user(self._federation, device, Login("", ""))
         embedded.write_user(
             self._ports.files,
             self._path,
-            broker_user(self._federation, device),
+            known.name,
             password,
-            publish=[topics.up(self._federation, device)],
-            subscribe=[topics.down(self._federation, device)],
+            publish=known.publish,
+            subscribe=known.subscribe,
             entropy=self._ports.entropy,
         )
 

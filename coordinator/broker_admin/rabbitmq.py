@@ -20,7 +20,7 @@ from typing import Any, Final
 from broker.amqp import EXCHANGE, QUEUE_ARGUMENTS, binding_key
 from broker.ports import Ports
 from coordinator.broker_admin.management import Management, ManagementError
-from coordinator.broker_admin.roster import AccessError, Login, User, user
+from coordinator.broker_admin.roster import AccessError, Login, User, is_tap, user
 from coordinator.config import MANAGEMENT_PASSWORD, Config
 from coordinator.connection import PROBES, authority, probe_session
 from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user
@@ -57,6 +57,13 @@ def permissions(session: str, speaks: Protocols, probes: Sequence[str] = ()) -> 
     queues, configured = queues + mqtt, configured + mqtt
     used = _any([*queues, re.escape(EXCHANGE)])
     return {"configure": _any(configured), "write": used, "read": used}
+
+
+def tap_permissions(session: str) -> dict[str, str]:
+    """What a tap may do: make, bind and read a queue of its own, over either protocol. It may write to no
+    exchange, so no header of a message helps it past its topic permissions either."""
+    queues = [re.escape(session), f"mqtt-subscription-{re.escape(session)}qos[01]"]
+    return {"configure": _any(queues), "write": _any(queues), "read": _any([*queues, re.escape(EXCHANGE)])}
 
 
 def topic_permissions(known: User) -> dict[str, str]:
@@ -156,7 +163,8 @@ class RabbitUsers:
         speaks = self._coordinator if ours else self._devices
         known = user(self._federation, device, login, self._config.username if ours else "")
         probes = [probe_session(session, name) for name in PROBES] if ours else []
-        allowed = permissions(session, speaks, probes)
+        tap = is_tap(device)
+        allowed = tap_permissions(session) if tap else permissions(session, speaks, probes)
         body = {"password_hash": login.rabbitmq, "hashing_algorithm": HASHING, "tags": ""}
         management.put("users", known.name, body=body)
         try:
@@ -168,7 +176,7 @@ class RabbitUsers:
                 f"RabbitMQ: there is no virtual host {vhost}; `fedbus-coordinator broker rabbitmq` makes it"
             ) from error
         management.put("topic-permissions", vhost, known.name, body=topic_permissions(known))
-        if speaks.amqp:
+        if speaks.amqp and not tap:  # whose queue ends with its connection
             self._declare(management, session, binding_key(known.subscribe[0]))
 
     def _declare(self, management: Management, queue: str, key: str) -> None:

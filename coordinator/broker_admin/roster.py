@@ -20,7 +20,7 @@ import msgspec
 
 from broker.ports import LockHeld, Ports, write_atomic
 from schemas import topics
-from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user
+from schemas.ids import COORDINATOR, DeviceId, FederationId, broker_user, checked_name
 
 FOLDER: Final = "broker"
 FILE: Final = "roster.json"
@@ -28,6 +28,8 @@ LOCK: Final = "roster.lock"
 PBKDF2_ROUNDS: Final = 101  # mosquitto_passwd's own default
 MOSQUITTO_SALT_BYTES: Final = 12
 RABBITMQ_SALT_BYTES: Final = 4
+TAP: Final = "tap@"
+"""Before the name of a tap, which reads all and writes nothing; no device can be called so."""
 
 
 class AccessError(Exception):
@@ -119,9 +121,21 @@ def _rabbitmq(password: str, salt: bytes) -> str:
     return b64encode(salt + sha256(salt + password.encode()).digest()).decode()
 
 
+def tap_id(name: str) -> DeviceId:
+    """A tap's place in the roster. ValueError for what can be no name."""
+    return DeviceId(TAP + checked_name(name, "tap"))
+
+
+def is_tap(device: DeviceId) -> bool:
+    """Whether it stands for a tap."""
+    return device.startswith(TAP)
+
+
 def user(federation: FederationId, device: DeviceId, login: Login, username: str = "") -> User:
-    """A device (or the coordinator) as the broker knows it; ``username`` if it has another name there."""
+    """A device (the coordinator, a tap) as the broker knows it; ``username`` if it has another name there."""
     name = username or broker_user(federation, device)
+    if is_tap(device):
+        return User(name, device, login, (), (topics.all_up(federation), topics.all_down(federation)))
     if device == COORDINATOR:
         probe = topics.probe(federation)
         return User(

@@ -17,7 +17,7 @@ import msgspec
 
 from broker.ports import LockHeld, Ports, write_atomic
 from coordinator.broker_admin.certificates import CertificateAuthority, Leaf
-from coordinator.broker_admin.roster import FOLDER, Roster
+from coordinator.broker_admin.roster import FOLDER, TAP, Roster, tap_id
 from coordinator.cli.output import UsageFault
 from coordinator.config import (
     LOCK,
@@ -228,8 +228,10 @@ class Site:
         return self.authority.client(self.own_folder / CLIENTS / f"{name}.crt", self.user_of(name))
 
     def user_of(self, name: str) -> str:
-        """A device's user at the broker. Raises `UsageFault` for what can be no device's name."""
+        """A device's user at the broker, or a tap's. Raises `UsageFault` for what can be no such name."""
         try:
+            if name.startswith(TAP):
+                return broker_user(self.identity.federation, tap_id(name.removeprefix(TAP)))
             return broker_user(self.identity.federation, device_id(name))
         except ValueError as error:
             raise UsageFault(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,18 +113,46 @@ def certificate(
     directory: Directory = DIRECTORY_DEFAULT,
     as_json: AsJson = False,
 ) -> None:
-    """Make a device's own certificate, for a broker that wants one."""
+    """Make a device's own certificate, or a tap's (tap@NAME), for a broker that wants one."""
     from broker.system import system_ports
+    from coordinator.broker_admin.roster import TAP
     from coordinator.broker_admin.site import Done, Site
 
     site = Site(system_ports(), directory)
     leaf = site.device_certificate(device)
     done = Done(leaf.certificate.parent, [leaf])
-    done.next = [
-        f"give {leaf.certificate} and {leaf.key} to the device, secretly",
-        "there: fedbus-agent enroll --certificate FILE --key FILE --token-file TOKEN --dir DIR",
-    ]
+    there = "fedbus-agent enroll --certificate FILE --key FILE --token-file TOKEN --dir DIR"
+    if device.startswith(TAP):
+        there = "fedbus-coordinator journal record --certificate FILE --key FILE --tap FILE DIR"
+    done.next = [f"give {leaf.certificate} and {leaf.key} to it, secretly", f"there: {there}"]
     _tell(done, f"user {site.user_of(device)}", as_json=as_json)
+
+
+@broker.command()
+def tap(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    directory: Directory = DIRECTORY_DEFAULT,
+    remove: Annotated[bool, typer.Option("--remove", help="Shut this tap out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a tap in at the broker, to read all of the federation's messages; prints its credentials.
+
+    It may publish nothing. Run this again for a new password and the keys of devices that joined since.
+    """
+    from coordinator.cli.state import ask
+
+    made = ask(directory, {"op": "tap", "name": name, "remove": remove})
+    if as_json:
+        print_json(made)
+        return
+    if remove:
+        print_lines(f"tap {name}: removed")
+        return
+    # The credentials alone on standard output, so that they can be piped to where they belong.
+    print_lines(made["credentials"])
+    for note in made["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    print("there: fedbus-coordinator journal record --tap FILE DIR", file=sys.stderr)
 
 
 def _asked(out: Path | None, hosts: list[str] | None, clients: bool | None) -> dict[str, Any]:

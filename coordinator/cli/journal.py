@@ -13,10 +13,13 @@ import typer
 
 from coordinator.cli.options import DIRECTORY_DEFAULT, AsJson, Directory
 from coordinator.cli.output import Failed, UsageFault, print_json, print_lines, print_table, printable
+from coordinator.cli.record import record
 
 if TYPE_CHECKING:
     from broker.journal import Journal
     from coordinator.explain import Reader
+    from coordinator.tap.read import Reader as TapReader
+    from coordinator.verify import Damage
 
 LAST_DEFAULT = 50
 MIB = 1 << 20
@@ -24,6 +27,9 @@ DAMAGE_SHOWN = 10
 COLUMNS = ("index", "time", "from", "to", "what", "job", "round", "bytes")
 
 journal = typer.Typer(no_args_is_help=True, help="Read and check the log of everything that happened.")
+
+
+journal.command()(record)
 
 
 @journal.command("ls")
@@ -63,10 +69,15 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Explain one entry: who, what, which job and round, the verdict and why."""
-    from coordinator.explain import explain, sentences
+    from coordinator import explain
+    from coordinator.tap import read
 
     with _reading(directory) as (log, reader):
-        view, first, count = explain(reader, log, index), log.before.index + 1, log.count
+        first, count = log.before.index + 1, log.count
+        if isinstance(reader, read.Reader):
+            view, sentences = reader.explain(log, index), read.sentences
+        else:
+            view, sentences = explain.explain(reader, log, index), explain.sentences
     if view is None:
         raise Failed(f"there is no entry {index}: the journal of {directory} has {first} to {count}")
     if as_json:
@@ -84,10 +95,15 @@ def verify(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) ->
     Exit status 1 names the files that are damaged, and where.
     """
     from broker.system import system_ports
+    from coordinator.cli.record import verify_tap
     from coordinator.cli.state import durable_entries
     from coordinator.keystore import load_identity
+    from coordinator.tap.place import is_tap
     from coordinator.verify import verify as verify_all
 
+    if is_tap(system_ports().files, directory):
+        _refuse_damage(verify_tap(directory, as_json=as_json), directory)
+        return
     files, durable = system_ports().files, durable_entries(directory)
     found = verify_all(files, directory, load_identity(files, directory).federation, durable)
     if as_json:
@@ -111,9 +127,13 @@ def verify(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) ->
             f"{found.snapshots} snapshots: each as it was written",
             f"head {found.head.hex()}",
         )
-    if found.damage:
-        more = len(found.damage) - DAMAGE_SHOWN
-        shown = "; ".join(str(one) for one in found.damage[:DAMAGE_SHOWN])
+    _refuse_damage(found.damage, directory)
+
+
+def _refuse_damage(damage: list[Damage], directory: Path) -> None:
+    if damage:
+        more = len(damage) - DAMAGE_SHOWN
+        shown = "; ".join(str(one) for one in damage[:DAMAGE_SHOWN])
         raise Failed(f"{shown}{f'; {more} more' if more > 0 else ''}; restore {directory} from a backup")
 
 
@@ -216,18 +236,28 @@ def stage(
 
 
 @contextmanager
-def _reading(directory: Path) -> Iterator[tuple[Journal, Reader]]:
-    """The log, beside a coordinator that writes or without one."""
+def _reading(directory: Path) -> Iterator[tuple[Journal, Reader | TapReader]]:
+    """The log, beside a coordinator or tap that writes, or without one."""
     from broker.bodies import Bodies
+    from broker.journal import Journal
     from broker.system import system_ports
     from coordinator.cli.state import require_state_directory
     from coordinator.explain import Reader
     from coordinator.keystore import load_identity
-    from coordinator.recovery import open_whole
+    from coordinator.recovery import FOLDER, open_whole
     from coordinator.state import State
+    from coordinator.tap import place, read
 
-    require_state_directory(directory)
     files = system_ports().files
+    if place.is_tap(files, directory):
+        known = place.read_known(files, directory)
+        log = Journal.open(files, directory / FOLDER, known.id, read_only=True)
+        try:
+            yield log, read.Reader(known)
+        finally:
+            log.close()
+        return
+    require_state_directory(directory)
     identity = load_identity(files, directory)
     log, base = open_whole(files, directory, identity.federation)
     try:

@@ -15,6 +15,7 @@ from coordinator import control, recovery
 from coordinator.config import FILE, ConfigError
 from coordinator.keystore import load_identity
 from coordinator.state import State
+from coordinator.tap.place import ONLY_A_TAP, is_tap
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -76,6 +77,8 @@ def open_records(directory: Path) -> Iterator[Connection]:
 
 def require_state_directory(directory: Path) -> None:
     """Raises `ConfigError` unless ``init`` was here."""
+    if is_tap(system_ports().files, directory):
+        raise ConfigError(f"{directory} {ONLY_A_TAP}")
     if not (directory / FILE).exists():
         raise ConfigError(
             f"{directory} is no coordinator's state directory ({FILE} is missing): "

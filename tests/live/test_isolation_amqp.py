@@ -37,7 +37,7 @@ class Federation:
     def __init__(self, base: Path, node: RabbitMQ) -> None:
         self.url = f"amqp://127.0.0.1:{node.amqp}"
         self.log = node.log
-        site = Installation(base / "fed", self.url)
+        self.site = site = Installation(base / "fed", self.url)
         (base / "password").write_text("guest\n")
         url = f"http://guest@127.0.0.1:{node.management}"
         options = "--management", url, "--management-password-file", str(base / "password")
