@@ -15,12 +15,11 @@ from coordinator.agreement import Agreement
 from coordinator.apply import apply
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived, VersionCommitted
-from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
+from coordinator.fold import Expected, Folder, look
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.recovery import open_whole
 from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store
-from schemas.envelope import Envelope
 from schemas.errors import WireError
 from schemas.ids import key_id
 
@@ -116,11 +115,6 @@ class Recording:
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
         if key is None or job.round is None:
             return "the key of its request was destroyed"
-        try:
-            signer = self._signers[job.id, request.device, request.number]
-            self._envelope(request).check_signature(signer)
-        except (WireError, OSError) as error:
-            return str(error)
         expected = Expected(
             self._identity.federation,
             job.id,
@@ -128,18 +122,15 @@ class Recording:
             job.round.base,
             self.store.layout(job.id),
             key,
+            self._signers[job.id, request.device, request.number],
         )
-        looked = look(folder, self._bodies, request.digest, expected)
+        try:
+            looked = look(folder, self._bodies, request.digest, expected)
+        except OSError as error:
+            return str(error)
         if looked.problem or looked.update is None:
             return looked.problem
         index, recorded = self._judged[job.id, request.device, request.number]
         if (looked.norm, looked.update.samples) != (recorded.norm, recorded.samples):
             return f"its norm or samples are not what log entry {index} says"
         return ""
-
-    def _envelope(self, request: Request) -> Envelope:
-        file = self._bodies.open(stored_name(key_id(request.key), request.digest))
-        try:
-            return read_envelope(file)[0]
-        finally:
-            file.close()
