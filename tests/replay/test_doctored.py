@@ -12,13 +12,14 @@ from msgspec.structs import replace
 
 from broker.system import system_ports
 from coordinator.cli.main import main
-from coordinator.entries import Message, Turned
+from coordinator.entries import Logged, Message, Sent, Turned
 from coordinator.facts import RoundClosed, UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.fold import stored_name
 from coordinator.recovery import FOLDER
 from coordinator.testing import RECORDING, unpack
 from schemas.codec import unpack as decoded
 from schemas.envelope import Header
+from schemas.events import Receipt, Verdict, decode_from_coordinator
 from tests.replay.doctored import Entries, alter, fact, find, read, rewrite
 
 FILES: Final = system_ports().files
@@ -248,3 +249,33 @@ def test_a_norm_that_no_update_has_is_found_by_the_replay(home: Path, capsys: Ca
 
     rewrite(FILES, home, other_norm, receipts=True)
     assert f"its norm or samples are not what log entry {named[0]} says" in replayed(capsys, home)
+
+
+def told_of(entry: Logged) -> tuple[str, str, int] | None:
+    """The device and the request that a receipt or verdict is about."""
+    event = decode_from_coordinator(entry.inner) if isinstance(entry, Sent) else None
+    if not isinstance(entry, Sent) or not isinstance(event, Receipt | Verdict):
+        return None
+    return entry.device, event.job, event.request
+
+
+def test_an_update_that_left_no_trace_is_found_by_the_replay(home: Path, capsys: Capsys) -> None:
+    """Its reception and verdict, and what its device was told of them; the version counts without it."""
+    named: list[int] = []
+
+    def without_trace(entries: Entries) -> None:
+        at, _, (judged, *_) = round_of(entries)
+        update = fact(entries, judged, UpdateJudged)
+        samples = fact(entries, at, VersionCommitted).samples - update.samples
+        without_update(entries)
+        alter(entries, at, VersionCommitted, told=True, samples=samples)
+        for index in [
+            one for one in entries if told_of(entries[one]) == (update.device, JOB, update.request)
+        ]:
+            del entries[index]
+        named.append(at)
+
+    placed = rewrite(FILES, home, without_trace, receipts=True)
+    assert f"(log entry {placed[named[0]]}) is not what was recorded: the bits differ" in replayed(
+        capsys, home
+    )
