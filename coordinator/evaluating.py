@@ -43,7 +43,8 @@ async def evaluating(ports: Ports, spec: JobSpec, layout: Layout, dataset: Path)
                 except WorkerFailed as error:
                     raise EvaluationFailed(f"{dataset}: {error}") from error
                 if isinstance(reply, work.Problem):
-                    raise EvaluationFailed(f"{dataset}: {reply.text}")
+                    named = reply.text.startswith(str(dataset))  # as fedbus' own tasks do
+                    raise EvaluationFailed(reply.text if named else f"{dataset}: {reply.text}")
                 return dict(reply.metrics)
 
             yield evaluate

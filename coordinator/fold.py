@@ -36,7 +36,7 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the update that answers one request must be."""
+    """What the update that answers one request must be; signed by ``signer``, unless that was looked at."""
 
     federation: bytes
     job: str
@@ -44,6 +44,7 @@ class Expected:
     base: bytes
     layout: Layout
     key: BoxKey
+    signer: bytes = b""
 
 
 def stored(envelope: Envelope) -> bytes:
@@ -100,6 +101,8 @@ class Folder:
         self._settle()
         try:
             envelope, chunks_at = read_envelope(file)
+            if expected.signer:
+                envelope.check_signature(expected.signer)
             opened = open_envelope(envelope, expected.key, expected.federation)
             update = decode_from_device(opened.inner)
         except WireError as error:

@@ -96,14 +96,36 @@ def _key(files: Files, path: Path) -> bytes:
         ) from error
 
 
-class KeyStore:
-    """Secrets made while jobs run: one file per round of request keys, one per job and epoch."""
+class RequestKeys:
+    """The keys that updates were sealed to, one file per round; for reading."""
 
-    def __init__(self, files: Files, directory: Path, entropy: Entropy) -> None:
+    def __init__(self, files: Files, directory: Path) -> None:
         self._files = files
         self._folder = directory / FOLDER
-        self._entropy = entropy
         self._newest: tuple[Path, dict[str, bytes]] | None = None  # the round that was read last
+
+    def request_key(self, job: str, round_: int, public_key_id: bytes) -> BoxKey | None:
+        """The key that an update was sealed to; None once it was destroyed."""
+        secret = self._round(self._round_path(job, round_)).get(public_key_id.hex())
+        return BoxKey.from_secret(secret) if secret else None
+
+    def _round_path(self, job: str, round_: int) -> Path:
+        return self._folder / f"requests/{job}/{round_:06d}.keys"
+
+    def _round(self, path: Path) -> dict[str, bytes]:
+        if self._newest is None or self._newest[0] != path:
+            if not self._files.exists(path):
+                return {}
+            self._newest = path, unpack(self._files.read(path), dict[str, bytes])
+        return self._newest[1]
+
+
+class KeyStore(RequestKeys):
+    """Secrets made while jobs run: `RequestKeys`, and one file per job and epoch."""
+
+    def __init__(self, files: Files, directory: Path, entropy: Entropy) -> None:
+        super().__init__(files, directory)
+        self._entropy = entropy
 
     def make_request_keys(self, job: str, round_: int, devices: tuple[str, ...]) -> list[tuple[str, bytes]]:
         """A fresh X25519 key per device, durable on return: (device, public key) each."""
@@ -119,11 +141,6 @@ class KeyStore:
         write_atomic(self._files, path, pack(secrets))
         self._newest = None
 
-    def request_key(self, job: str, round_: int, public_key_id: bytes) -> BoxKey | None:
-        """The key that an update was sealed to; None once it was destroyed."""
-        secret = self._round(self._round_path(job, round_)).get(public_key_id.hex())
-        return BoxKey.from_secret(secret) if secret else None
-
     def job_key(self, job: str, epoch: int) -> bytes:
         """The broadcast key of a job's epoch; made, durably, when asked for first."""
         path = self._folder / f"jobs/{job}/{epoch:06d}.key"
@@ -131,13 +148,3 @@ class KeyStore:
             self._files.make_dir(path.parent)
             write_atomic(self._files, path, self._entropy.random_bytes(32).hex().encode() + b"\n")
         return _key(self._files, path)
-
-    def _round_path(self, job: str, round_: int) -> Path:
-        return self._folder / f"requests/{job}/{round_:06d}.keys"
-
-    def _round(self, path: Path) -> dict[str, bytes]:
-        if self._newest is None or self._newest[0] != path:
-            if not self._files.exists(path):
-                return {}
-            self._newest = path, unpack(self._files.read(path), dict[str, bytes])
-        return self._newest[1]

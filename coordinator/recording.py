@@ -11,21 +11,29 @@ from pathlib import Path
 
 from broker.bodies import Bodies
 from broker.ports import Ports
+from coordinator.agreement import Agreement
 from coordinator.apply import apply
 from coordinator.entries import Turned, decode_entry
-from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
-from coordinator.fold import Expected, Folder, look, read_envelope, stored_name
+from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived, VersionCommitted
+from coordinator.fold import Expected, Folder, look
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.recovery import open_whole
 from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store
-from schemas.envelope import Envelope
 from schemas.errors import WireError
 from schemas.ids import key_id
 
 
 class NothingToReplay(Exception):
     """The recording has nothing of what was asked for. The text says what there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """An entry of the log that others, its input or the state before it contradict."""
+
+    entry: int
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +71,41 @@ class Recording:
         self.store = Store(ports.files, directory, self._identity, self._keys)
         self._bodies = Bodies(ports.files, directory / "bodies")
         self._signers: dict[tuple[str, str, int], bytes] = {}  # who signed: a device may enrol anew later
-        self._judged: dict[tuple[str, str, int], UpdateJudged] = {}
+        self._judged: dict[tuple[str, str, int], tuple[int, UpdateJudged]] = {}  # with its entry
+        self._agreement = Agreement(self.state, self._after)
+        self.wrong: Wrong | None = None
+        """The first entry that cannot be, of those that were read."""
 
     def commits(self, job: str = "") -> Iterator[Commit]:
-        """Every version that the log records (of one job, if named), once."""
+        """Every version that the log records (of one job, if named), once; to the end, or to an entry that
+        nothing can follow, which is `wrong`."""
         for logged in self.journal.entries(self._after):
-            entry = decode_entry(logged.data)
-            for fact in entry.facts if isinstance(entry, Turned) else ():
-                if isinstance(fact, VersionCommitted) and (not job or fact.job == job):
-                    yield Commit(fact, logged.index, self.state.jobs[fact.job])
-                apply(self.state, fact, entry.at.run_s)
-                if isinstance(fact, UpdateReceived) and (not job or fact.job == job):
-                    signer = self.state.devices[fact.device].signing
-                    self._signers[fact.job, fact.device, fact.request] = signer
-                if isinstance(fact, UpdateJudged) and (not job or fact.job == job):
-                    self._judged[fact.job, fact.device, fact.request] = fact
+            try:
+                entry = decode_entry(logged.data)
+                self._note(logged.index, self._agreement.entry(entry, logged.index, logged.head))
+                if not isinstance(entry, Turned):
+                    continue
+                for fact in entry.facts:
+                    self._note(logged.index, self._agreement.fact(fact, entry))
+                    if isinstance(fact, VersionCommitted) and (not job or fact.job == job):
+                        yield Commit(fact, logged.index, self.state.jobs[fact.job])
+                    apply(self.state, fact, entry.at.run_s)
+                    self._keep(fact, logged.index)
+            except (WireError, LookupError) as error:
+                self._note(logged.index, str(error))
+                return  # nothing can be said of what rests on it
+
+    def _note(self, index: int, problem: str) -> None:
+        if problem and self.wrong is None:
+            self.wrong = Wrong(index, problem)
+
+    def _keep(self, fact: AnyFact, index: int) -> None:
+        """For `open`."""
+        if isinstance(fact, UpdateReceived):
+            signer = self.state.devices[fact.device].signing
+            self._signers[fact.job, fact.device, fact.request] = signer
+        if isinstance(fact, UpdateJudged):
+            self._judged[fact.job, fact.device, fact.request] = index, fact
 
     def open(self, folder: Folder, job: Job, request: Request) -> str:
         """Check and open an update of the job's round into the folder's buffer; what speaks against it.
@@ -87,11 +115,6 @@ class Recording:
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
         if key is None or job.round is None:
             return "the key of its request was destroyed"
-        try:
-            signer = self._signers[job.id, request.device, request.number]
-            self._envelope(request).check_signature(signer)
-        except (WireError, OSError) as error:
-            return str(error)
         expected = Expected(
             self._identity.federation,
             job.id,
@@ -99,18 +122,15 @@ class Recording:
             job.round.base,
             self.store.layout(job.id),
             key,
+            self._signers[job.id, request.device, request.number],
         )
-        looked = look(folder, self._bodies, request.digest, expected)
+        try:
+            looked = look(folder, self._bodies, request.digest, expected)
+        except OSError as error:
+            return str(error)
         if looked.problem or looked.update is None:
             return looked.problem
-        recorded = self._judged[job.id, request.device, request.number]
+        index, recorded = self._judged[job.id, request.device, request.number]
         if (looked.norm, looked.update.samples) != (recorded.norm, recorded.samples):
-            return "its norm or samples are not the recorded ones"
+            return f"its norm or samples are not what log entry {index} says"
         return ""
-
-    def _envelope(self, request: Request) -> Envelope:
-        file = self._bodies.open(stored_name(key_id(request.key), request.digest))
-        try:
-            return read_envelope(file)[0]
-        finally:
-            file.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ from broker.journal_segments import SEGMENT_BYTES
 from broker.ports import Files
 from coordinator.apply import apply
 from coordinator.entries import Logged, Turned, decode_entry
+from coordinator.facts import AnyFact
 from coordinator.image import Recovered
 from coordinator.snapshots import Snapshot, Snapshots
 from coordinator.state import State
@@ -35,12 +36,16 @@ def follow(recovered: Recovered, logged_entries: Iterable[Entry]) -> Recovered:
     return recovered
 
 
-def follow_entry(recovered: Recovered, entry: Logged) -> None:
-    """`follow`, of one entry."""
+def follow_entry(
+    recovered: Recovered, entry: Logged, look: Callable[[AnyFact, Turned], None] | None = None
+) -> None:
+    """`follow`, of one entry; ``look`` sees each fact before it is applied."""
     recovered.run_s = max(recovered.run_s, entry.at.run_s)
     if isinstance(entry, Turned):
         recovered.turns += 1
         for fact in entry.facts:
+            if look is not None:
+                look(fact, entry)
             apply(recovered.state, fact, entry.at.run_s)
 
 

@@ -26,8 +26,9 @@ Version = dict[str, Any]
 def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> dict[str, Any]:
     """Compute every version again (of one job, if named; up to version ``until``, if given).
 
-    The result's ``equal`` is True when every digest is the recorded one; ``difference`` names the first
-    that is not, or is None; ``pruned`` says how many versions of each job can no longer be computed. Raises
+    The result's ``equal`` is True when every digest is the recorded one, and no entry of the log is
+    contradicted by others; ``difference`` names the first digest that is not, ``wrong`` the first such entry,
+    or None; ``pruned`` says how many versions of each job can no longer be computed. Raises
     `broker.journal.JournalError`, `coordinator.keystore.KeysMissing`, `NothingToReplay`.
     """
     recording = Recording(ports, directory)
@@ -41,14 +42,16 @@ def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> d
             refolds[commit.fact.job] = Refold(recording, commit.fact.job)
         if not until or commit.fact.version <= until:
             refolds[commit.fact.job].version(commit)
-    if not refolds:
+    wrong = recording.wrong
+    if not refolds and not wrong:
         names = ", ".join(sorted(recording.state.jobs)) or "none"
         raise NothingToReplay(f"{directory} records no version of {job or 'any job'}; its jobs: {names}")
     jobs = {name: refold.versions for name, refold in refolds.items()}
     differences = [version for versions in jobs.values() for version in versions if not version["equal"]]
     return {
-        "equal": not differences,
+        "equal": not differences and wrong is None,
         "difference": min(differences, key=lambda version: version["entry"], default=None),
+        "wrong": {"entry": wrong.entry, "what": wrong.what} if wrong else None,
         "jobs": jobs,
         "pruned": {name: refold.pruned for name, refold in refolds.items()},
         "entries": recording.journal.count,
@@ -58,12 +61,17 @@ def replay(ports: Ports, directory: Path, *, job: str = "", until: int = 0) -> d
 
 def first_difference(directory: Path, result: dict[str, Any]) -> str:
     """What `replay` found to differ first, for a person; nothing if all is equal."""
-    first = result["difference"]
-    if first is None:
-        return ""
-    cause = "; ".join(first["problems"]) or "the bits differ"
-    which = f"version {first['version']} (log entry {first['entry']})"
-    return f"{directory}: {which} is not what was recorded: {cause}"
+    wrong, version = result["wrong"], result["difference"]
+    found = []
+    if version is not None:
+        cause = "; ".join(version["problems"]) or "the bits differ"
+        found.append(
+            (version["entry"], f"version {version['version']} (log entry {version['entry']})", cause)
+        )
+    if wrong is not None:
+        found.append((wrong["entry"], f"log entry {wrong['entry']}", wrong["what"]))
+    told = [f"{which} is not what was recorded: {cause}" for _, which, cause in sorted(found)]
+    return f"{directory}: {'; '.join(told)}" if told else ""
 
 
 class Refold:

@@ -12,10 +12,13 @@ from broker.bodies import Bodies
 from broker.journal import Entry, Journal, JournalDamaged
 from broker.journal_open import begun
 from broker.ports import File, Files
+from coordinator.agreement import Agreement
+from coordinator.claims import Claims
 from coordinator.entries import Message, Turned, decode_entry
-from coordinator.facts import Joined
+from coordinator.facts import AnyFact, Joined, UpdateJudged
 from coordinator.fold import read_envelope, stored_name
 from coordinator.image import Recovered, decode_image, encode_image
+from coordinator.keystore import RequestKeys
 from coordinator.recovery import FOLDER, follow_entry
 from coordinator.snapshots import BASE, Snapshot, Snapshots
 from coordinator.state import State
@@ -39,6 +42,7 @@ class Damage:
     file: Path
     offset: int
     what: str
+    entry: int = 0  # of the journal, if it is one
 
     def __str__(self) -> str:
         return f"{self.file}: damaged at byte {self.offset}: wrong {self.what}"
@@ -65,6 +69,7 @@ class _Log:
     base: int = 0  # the entry that the state was known as of, in a pruned journal
     bodies: dict[str, tuple[int, Message]] = field(default_factory=dict)  # by name, the entry that names it
     signers: dict[bytes, bytes] = field(default_factory=dict)  # by id, every key that ever joined
+    folded: dict[str, tuple[Entry, UpdateJudged, int]] = field(default_factory=dict)  # by body; its round
 
 
 def verify(files: Files, directory: Path, federation: bytes, durable: int | None = None) -> Verified:
@@ -100,7 +105,8 @@ def _verify(files: Files, directory: Path, federation: bytes, durable: int | Non
     except JournalDamaged as error:
         found.damage.append(Damage(error.path, error.offset, error.what))
         return found  # nothing can be said of what the rest of it names
-    _bodies(bodies, directory / "bodies", here, log, found)
+    claims = Claims(RequestKeys(files, directory), federation)
+    _bodies(bodies, directory / "bodies", here, (log, claims), found)
     return found
 
 
@@ -117,8 +123,10 @@ def _journal(
         places = defaultdict[int, list[Snapshot]](list)
         for snapshot in snapshots:
             places[snapshot.mark.index].append(snapshot)
+        agreement = Agreement(log.recovered.state, max(log.base, journal.before.index))
         for entry in journal.entries():
-            found.damage += _entry(log, entry, known=bool(beginning) or entry.index <= log.base)
+            unknown = bool(beginning) or entry.index <= log.base
+            found.damage += _entry(log, entry, None if unknown else agreement)
             found.entries, found.head = entry.index, entry.head
             for snapshot in places.pop(entry.index, []):
                 found.damage += _snapshot(snapshot, entry, None if beginning else log)
@@ -146,16 +154,30 @@ def _begin(journal: Journal, log: _Log, snapshots: list[Snapshot]) -> list[Damag
     return []
 
 
-def _entry(log: _Log, found: Entry, *, known: bool) -> list[Damage]:
-    """An entry; if its effect is ``known``, or cannot be known, its facts are not applied."""
+def _entry(log: _Log, found: Entry, agreement: Agreement | None) -> list[Damage]:
+    """An entry; if its effect is known, or cannot be known (no ``agreement``), its facts are not applied."""
+    problems: list[str] = []
+
+    def look(fact: AnyFact, turn: Turned) -> None:
+        problems.append(agreement.fact(fact, turn) if agreement else "")
+        if isinstance(fact, UpdateJudged) and fact.folded:
+            request = log.recovered.state.jobs[fact.job].requests[fact.device, fact.request]
+            name = stored_name(key_id(request.key), request.digest)
+            log.folded[name] = found, fact, request.round
+
     try:
         entry = decode_entry(found.data)
-        problem = _note(log, entry, found.index) if isinstance(entry, Turned) else ""
-        if not known:
-            follow_entry(log.recovered, entry)
+        problems.append(_note(log, entry, found.index) if isinstance(entry, Turned) else "")
+        if agreement:
+            problems.append(agreement.entry(entry, found.index, found.head))
+            follow_entry(log.recovered, entry, look)
     except (WireError, LookupError) as error:
-        problem = str(error)
-    return [Damage(found.path, found.offset, f"entry {found.index} ({problem})")] if problem else []
+        problems.append(str(error))
+    return [_in_entry(found, one) for one in problems if one][:1]
+
+
+def _in_entry(entry: Entry, problem: str) -> Damage:
+    return Damage(entry.path, entry.offset, f"entry {entry.index} ({problem})", entry.index)
 
 
 def _note(log: _Log, entry: Turned, index: int) -> str:
@@ -200,7 +222,10 @@ def _snapshot(found: Snapshot, entry: Entry, log: _Log | None) -> list[Damage]:
     return []
 
 
-def _bodies(bodies: Bodies, folder: Path, here: list[str], log: _Log, found: Verified) -> None:
+def _bodies(
+    bodies: Bodies, folder: Path, here: list[str], told: tuple[_Log, Claims], found: Verified
+) -> None:
+    log, claims = told
     for name in sorted(log.bodies.keys() | set(here)):
         try:
             file = bodies.open(name)
@@ -211,6 +236,11 @@ def _bodies(bodies: Bodies, folder: Path, here: list[str], log: _Log, found: Ver
             continue
         try:
             problem = _body(file, name, log)
+            if problem is None and name in log.folded:
+                entry, fact, round_ = log.folded[name]
+                if false := claims.look(file, fact, round_):
+                    later = (at for at, one in enumerate(found.damage) if one.entry > entry.index)
+                    found.damage.insert(next(later, len(found.damage)), _in_entry(entry, false))
         finally:
             file.close()
         found.bodies += 1

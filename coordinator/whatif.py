@@ -249,6 +249,8 @@ def _base(commit: Commit) -> bytes:
 
 def _open(recording: Recording, folder: Folder, commit: Commit, request: Request) -> None:
     problem = recording.open(folder, commit.job, request)
+    if recording.wrong:
+        problem = f"log entry {recording.wrong.entry} is wrong ({recording.wrong.what})"
     if problem:
         raise NothingToReplay(
             f"device {request.device}, request {request.number} of job {commit.job.id}: {problem}; "

@@ -41,6 +41,7 @@ CONTRACT_SOURCES = {
     "the pure modules of the coordinator": [
         "coordinator.core",
         "coordinator.state",
+        "coordinator.agreement",
         "coordinator.apply",
         "coordinator.rounds",
         "coordinator.cohort",

@@ -226,16 +226,17 @@ def _blame(directory: Path, job: str, round_: int, dataset: Path | None, *, as_j
     if as_json:
         print_json({"job": job, "round": round_, "evaluation": whole, "devices": rows})
         return
+    measured = [name for name in ("loss", "accuracy") if name in whole]
     columns = ["device", "samples", "norm", "cosine", "change", "relative"]
     lines = [[_short(row[name]) for name in columns] for row in rows]
     if dataset:
-        measured = [name for name in ("loss", "accuracy") if name in whole]
         columns += [f"{name} without it" for name in measured]
         for line, row in zip(lines, rows, strict=True):
             line += [_short(row["without"][name]) for name in measured]
-    print_table(
-        f"job {job}, round {round_}: whose update pulled against the others', most first", columns, lines
-    )
+    order = "whose update pulled against the others', most first"
+    if measured:
+        order = f"without whose update the version is best by {measured[0]}, first"
+    print_table(f"job {job}, round {round_}: {order}", columns, lines)
     if dataset:
         print_lines("with all: " + ", ".join(f"{name} {_short(whole[name])}" for name in measured))
 

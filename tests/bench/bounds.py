@@ -94,6 +94,12 @@ def _blame(result: Result) -> Iterator[Bound]:
     yield Bound("accuracy won without it, least of all seeds", result["accuracy_won_least"], 0, least=True)
 
 
+def _replay(result: Result) -> Iterator[Bound]:
+    for row in result["rows"]:
+        size = f"{row['updates']} x {row['parameters']}"
+        yield Bound(f"{size}: live run's own work / replay", row["ratio"], 1, least=True)
+
+
 _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "rounds": _rounds,
     "idle": _idle,
@@ -104,6 +110,7 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "uploading": _uploading,
     "tls": _tls,
     "blame": _blame,
+    "replay": _replay,
 }
 
 

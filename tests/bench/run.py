@@ -23,6 +23,8 @@ from tests.bench import (
     many,
     plot,
     plot_blame,
+    plot_replay,
+    replay,
     restart,
     rounds,
     throughput,
@@ -48,6 +50,7 @@ BENCHES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any],
     "uploading": (lambda: _rows(many.uploading, ON_BROKERS), plot.uploading),
     "tls": (tls.measure, plot.tls),
     "blame": (blame.measure, plot_blame.blame),
+    "replay": (lambda: _rows(replay.measure, replay.SIZES), plot_replay.replay),
 }
 
 

@@ -12,15 +12,13 @@ import pytest
 from msgspec.structs import replace
 
 from broker.bodies import Bodies
-from broker.journal import Journal
-from broker.journal_file import Header, encode_frame, encode_header, genesis
 from coordinator import verify as module
-from coordinator.entries import Message, Turned, decode_entry, encode_entry
+from coordinator.entries import Logged, Message, Turned
 from coordinator.fold import read_envelope
 from coordinator.prune import prune
-from coordinator.recovery import FOLDER
 from coordinator.verify import Damage, verify
 from tests.coordinator.pruning import HOME, Disk, recorded
+from tests.replay.doctored import Entries, rewrite
 
 
 def damage_of(disk: Disk) -> list[Damage]:
@@ -29,29 +27,22 @@ def damage_of(disk: Disk) -> list[Damage]:
 
 def rewritten(disk: Disk, change: Callable[[Message], Message], *, inline: bool) -> int:
     """Write the log anew, its newest message changed (``inline``: one that has its body in the log), with
-    checksums and chain that are right; the index of the changed entry."""
-    journal = Journal.open(disk.files, HOME / FOLDER, disk.federation, read_only=True)
-    found = [entry.data for entry in journal.entries()]
-    journal.close()
-    at = max(at for at, data in enumerate(found) if has_message(data, inline=inline))
-    turn = decode_entry(found[at])
-    assert isinstance(turn, Turned)
-    assert isinstance(turn.input, Message)
-    found[at] = encode_entry(replace(turn, input=change(turn.input)))
-    disk.files.remove(HOME / "snapshots")  # they are of the other history
-    for name in disk.segments():
-        disk.files.remove(HOME / FOLDER / name)
-    header = Header(1, 1, genesis(disk.federation))
-    parts, head = [encode_header(disk.federation, header)], header.head
-    for data in found:
-        frame, head = encode_frame(head, [data])
-        parts.append(bytes(frame))
-    disk.files.open(HOME / FOLDER / "00000001.fbj", create=True).append(b"".join(parts))
-    return at + 1
+    checksums, chain and receipts that are right; the index of the changed entry."""
+    changed: list[int] = []
+
+    def newest(entries: Entries) -> None:
+        at = max(at for at, entry in entries.items() if has_message(entry, inline=inline))
+        turn = entries[at]
+        assert isinstance(turn, Turned)
+        assert isinstance(turn.input, Message)
+        entries[at] = replace(turn, input=change(turn.input))
+        changed.append(at)
+
+    rewrite(disk.files, HOME, newest, receipts=True)
+    return changed[0]
 
 
-def has_message(data: bytes, *, inline: bool) -> bool:
-    turn = decode_entry(data)
+def has_message(turn: Logged, *, inline: bool) -> bool:
     return isinstance(turn, Turned) and isinstance(turn.input, Message) and bool(turn.input.body) is inline
 
 

@@ -22,16 +22,23 @@ PROJECT: Final = Path(__file__).with_name("press_tests")
 SOURCES: Final = ("broker", "coordinator", "edge_agent", "schemas")
 
 
-def install(folder: Path) -> Path:
-    """fedbus from a wheel that is built here; where it is. What it depends on is this Python's."""
-    source, site = folder / "source", folder / "site"
+def build_wheel(folder: Path) -> Path:
+    """A wheel of fedbus in ``folder``, built from these sources."""
+    source = folder / "source"
     for name in SOURCES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored, dirs_exist_ok=True)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
     subprocess.run(build, check=True, capture_output=True, cwd=folder)
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(folder: Path) -> Path:
+    """fedbus from a wheel that is built here; where it is. What it depends on is this Python's."""
+    wheel, site = build_wheel(folder), folder / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(pip, check=True, capture_output=True, cwd=folder)
     return site

@@ -1,0 +1,281 @@
+"""A doctored log is found by `journal verify` and by `replay`, and the first record that is wrong is named,
+whether only the bytes were changed or checksums, chain and receipts were made right again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+from msgspec.structs import replace
+
+from broker.system import system_ports
+from coordinator.cli.main import main
+from coordinator.entries import Logged, Message, Sent, Turned
+from coordinator.facts import RoundClosed, UpdateJudged, UpdateReceived, VersionCommitted
+from coordinator.fold import stored_name
+from coordinator.recovery import FOLDER
+from coordinator.testing import RECORDING, unpack
+from schemas.codec import unpack as decoded
+from schemas.envelope import Header
+from schemas.events import Receipt, Verdict, decode_from_coordinator
+from tests.replay.doctored import Entries, alter, fact, find, read, rewrite
+
+FILES: Final = system_ports().files
+JOB: Final = "job-1"
+Doctor = Callable[[Entries], list[int]]
+"""Changes the log; which entries it changed or took away."""
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return unpack(RECORDING, tmp_path / "home")
+
+
+def asked(capsys: Capsys, *arguments: str) -> str:
+    """The error that a command ends with; empty if it finds nothing."""
+    capsys.readouterr()
+    status = main(list(arguments))
+    error = capsys.readouterr().err
+    assert status == bool(error)
+    return error
+
+
+def verified(capsys: Capsys, home: Path) -> str:
+    return asked(capsys, "journal", "verify", "--dir", str(home))
+
+
+def replayed(capsys: Capsys, home: Path) -> str:
+    return asked(capsys, "replay", str(home))
+
+
+def round_of(entries: Entries) -> tuple[int, list[int], list[int]]:
+    """A round that folded two updates: the entry of its version, those of the receptions and verdicts."""
+    for at in find(entries, VersionCommitted, lambda one: one.job == JOB and one.round > 0):
+        since = max(one for one in find(entries, VersionCommitted) if one < at)
+        judged = [one for one in find(entries, UpdateJudged, lambda one: one.folded) if since < one < at]
+        if len(judged) > 1:
+            received = [one for one in find(entries, UpdateReceived) if since < one < at]
+            return at, received, judged
+    raise AssertionError("no round folded two updates")
+
+
+def swapped_facts(entries: Entries) -> list[int]:
+    """Which update was received: two exchanged."""
+    _, (a, b, *_), _ = round_of(entries)
+    first, second = (fact(entries, one, UpdateReceived).digest for one in (a, b))
+    alter(entries, a, UpdateReceived, digest=second)
+    alter(entries, b, UpdateReceived, digest=first)
+    return [a, b]
+
+
+def swapped_messages(entries: Entries) -> list[int]:
+    """The same, with the messages that came."""
+    a, b = swapped_facts(entries)
+    first, second = entries[a], entries[b]
+    assert isinstance(first, Turned)
+    assert isinstance(second, Turned)
+    entries[a], entries[b] = replace(first, input=second.input), replace(second, input=first.input)
+    return [a, b]
+
+
+def relabelled_messages(entries: Entries) -> list[int]:
+    """And under the other's name."""
+    a, b = swapped_messages(entries)
+    for at in (a, b):
+        turn = entries[at]
+        assert isinstance(turn, Turned)
+        assert isinstance(turn.input, Message)
+        named = replace(turn.input, device=fact(entries, at, UpdateReceived).device)
+        entries[at] = replace(turn, input=named)
+    return [a, b]
+
+
+def without_reception(entries: Entries) -> list[int]:
+    _, (a, *_), _ = round_of(entries)
+    del entries[a]
+    return [a]
+
+
+def without_verdict(entries: Entries) -> list[int]:
+    _, _, (a, *_) = round_of(entries)
+    del entries[a]
+    return [a]
+
+
+def without_close(entries: Entries) -> list[int]:
+    """The last verdict of a round, which closed it."""
+    at, _, _ = round_of(entries)
+    closed = max(one for one in find(entries, RoundClosed) if one < at)
+    del entries[closed]
+    return [closed]
+
+
+def without_update(entries: Entries) -> list[int]:
+    """An update and its verdict, as if it had never come."""
+    _, _, (judged, *_) = round_of(entries)
+    device = fact(entries, judged, UpdateJudged).device
+    received = max(
+        one for one in find(entries, UpdateReceived, lambda one: one.device == device) if one < judged
+    )
+    del entries[received], entries[judged]
+    return [received, judged]
+
+
+def other_weight(entries: Entries) -> list[int]:
+    _, _, (a, *_) = round_of(entries)
+    alter(entries, a, UpdateJudged, samples=1_000)
+    return [a]
+
+
+def other_weight_as_checked(entries: Entries) -> list[int]:
+    """Also where the check says it."""
+    _, _, (a, *_) = round_of(entries)
+    alter(entries, a, UpdateJudged, told=True, samples=1_000)
+    return [a]
+
+
+def other_weight_everywhere(entries: Entries) -> list[int]:
+    """And in the sum of the version."""
+    at, _, (a, *_) = round_of(entries)
+    more = 1_000 - fact(entries, a, UpdateJudged).samples
+    alter(entries, a, UpdateJudged, told=True, samples=1_000)
+    samples = fact(entries, at, VersionCommitted).samples + more
+    alter(entries, at, VersionCommitted, told=True, samples=samples)
+    return [a]
+
+
+DOCTORS: Final = [
+    swapped_facts,
+    swapped_messages,
+    relabelled_messages,
+    without_reception,
+    without_verdict,
+    without_close,
+    without_update,
+    other_weight,
+    other_weight_as_checked,
+    other_weight_everywhere,
+]
+REMOVED: Final = (without_reception, without_verdict, without_close, without_update)
+
+
+@pytest.mark.parametrize("receipts", [False, True], ids=["chain", "chain-and-receipts"])
+def test_a_log_that_is_written_anew_with_all_its_entries_is_whole(
+    home: Path, capsys: Capsys, *, receipts: bool
+) -> None:
+    rewrite(FILES, home, lambda entries: None, receipts=receipts)
+    assert verified(capsys, home) == ""
+    assert replayed(capsys, home) == ""
+
+
+@pytest.mark.parametrize("receipts", [False, True], ids=["chain", "chain-and-receipts"])
+@pytest.mark.parametrize("doctor", DOCTORS, ids=lambda one: one.__name__)
+def test_a_doctored_log_is_found_and_the_first_record_that_is_wrong_is_named(
+    home: Path, capsys: Capsys, doctor: Doctor, *, receipts: bool
+) -> None:
+    changed: list[int] = []
+    placed = rewrite(FILES, home, lambda entries: changed.extend(doctor(entries)), receipts=receipts)
+    entries, _ = read(FILES, home)
+    verify, replay = verified(capsys, home), replayed(capsys, home)
+    if doctor not in REMOVED:  # itself is named
+        assert f"wrong entry {placed[changed[0]]} (" in verify.split("; ")[0]
+        assert f"log entry {placed[changed[0]]}" in replay
+        return
+    # What is not there has no number; named is the first record that needs it, in the round that it is of.
+    named = int(verify.partition("wrong entry ")[2].partition(" ")[0])
+    version = min(at for at in find(entries, VersionCommitted) if at >= changed[0])
+    assert changed[0] <= named <= version
+    assert f"log entry {named} is not what was recorded: " in replay
+    assert any(part in verify for part in (JOB, "written anew"))
+
+
+def test_an_update_whose_file_has_the_other_ones_bytes_is_named(home: Path, capsys: Capsys) -> None:
+    entries, _ = read(FILES, home)
+    at, received, _ = round_of(entries)
+    a, b = (body_of(entries, one, home) for one in received[:2])
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second)
+    b.write_bytes(first)
+    for path in (a, b):
+        assert f"{path}: damaged at byte 0: wrong name" in verified(capsys, home)
+    error = replayed(capsys, home)
+    assert f"(log entry {at}) is not what was recorded: device " in error
+    for one in received[:2]:
+        assert f"device {fact(entries, one, UpdateReceived).device}, request " in error
+
+
+def body_of(entries: Entries, received: int, home: Path) -> Path:
+    message = entries[received]
+    assert isinstance(message, Turned)
+    assert isinstance(message.input, Message)
+    header = decoded(message.input.header, Header)
+    return home / "bodies" / stored_name(header.clear.recipient, header.seal.body)
+
+
+@pytest.mark.parametrize("how", ["removed", "changed"])
+def test_a_frame_that_was_only_cut_out_or_changed_is_named_with_its_place(
+    home: Path, capsys: Capsys, how: str
+) -> None:
+    rewrite(FILES, home, lambda entries: None, receipts=False)
+    path = home / FOLDER / "00000001.fbj"
+    whole = path.read_bytes()
+    entries, frames = read(FILES, home)
+    _, (received, *_), _ = round_of(entries)
+    begin, end = place(whole, next(n for n, frame in enumerate(frames) if received in frame))
+    cut = whole[:begin] + whole[end:]
+    path.write_bytes(cut if how == "removed" else whole[: end - 9] + b"x" + whole[end - 8 :])
+    for error in (verified(capsys, home), replayed(capsys, home)):
+        assert f"{path}: damaged at byte {begin}: wrong " in error
+
+
+def place(segment: bytes, number: int) -> tuple[int, int]:
+    """Where a frame begins and ends."""
+    begin = 72
+    for _ in range(number):
+        begin += 44 + int.from_bytes(segment[begin : begin + 4], "little")
+    return begin, begin + 44 + int.from_bytes(segment[begin : begin + 4], "little")
+
+
+def test_a_norm_that_no_update_has_is_found_by_the_replay(home: Path, capsys: Capsys) -> None:
+    named: list[int] = []
+
+    def other_norm(entries: Entries) -> None:
+        _, _, (at, *_) = round_of(entries)
+        alter(entries, at, UpdateJudged, told=True, norm=0.125)
+        named.append(at)
+
+    rewrite(FILES, home, other_norm, receipts=True)
+    assert f"its norm or samples are not what log entry {named[0]} says" in replayed(capsys, home)
+
+
+def told_of(entry: Logged) -> tuple[str, str, int] | None:
+    """The device and the request that a receipt or verdict is about."""
+    event = decode_from_coordinator(entry.inner) if isinstance(entry, Sent) else None
+    if not isinstance(entry, Sent) or not isinstance(event, Receipt | Verdict):
+        return None
+    return entry.device, event.job, event.request
+
+
+def test_an_update_that_left_no_trace_is_found_by_the_replay(home: Path, capsys: Capsys) -> None:
+    """Its reception and verdict, and what its device was told of them; the version counts without it."""
+    named: list[int] = []
+
+    def without_trace(entries: Entries) -> None:
+        at, _, (judged, *_) = round_of(entries)
+        update = fact(entries, judged, UpdateJudged)
+        samples = fact(entries, at, VersionCommitted).samples - update.samples
+        without_update(entries)
+        alter(entries, at, VersionCommitted, told=True, samples=samples)
+        for index in [
+            one for one in entries if told_of(entries[one]) == (update.device, JOB, update.request)
+        ]:
+            del entries[index]
+        named.append(at)
+
+    placed = rewrite(FILES, home, without_trace, receipts=True)
+    assert f"(log entry {placed[named[0]]}) is not what was recorded: the bits differ" in replayed(
+        capsys, home
+    )
