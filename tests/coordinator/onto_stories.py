@@ -106,6 +106,27 @@ def unended(op: str) -> Story:
     return story
 
 
+async def crowded(fed: Federation) -> None:
+    """Two of three devices are wanted, but all three updates are there before the first is looked at."""
+    devices = [await fed.device(name) for name in ("press-07", "press-08", "press-09")]
+    await fed.command("submit", spec=spec(rounds=2, cohort=2, over_selection=1.5))
+    rng, looks = np.random.default_rng(4), fed.coordinator._works._look
+
+    async def slowly(*of: Any) -> Any:
+        await asyncio.sleep(5)
+        return await looks(*of)
+
+    fed.coordinator._works._look = slowly  # type: ignore[assignment, method-assign]  # as of a large model
+    for _ in range(2):
+        for device in devices:
+            request = await device.next(e.TrainingRequest)
+            await device.answer(request, rng.standard_normal(COUNT, dtype=np.float32))
+        for device in devices:
+            assert (await device.next(e.Verdict)).folded
+    await devices[0].next(e.JobFinished)
+    await asyncio.sleep(1)
+
+
 async def confused(fed: Federation) -> None:
     """One device trains on another model than it was asked to, one answers another request."""
     devices = [await fed.device(name) for name in ("press-07", "press-08", "press-09")]
