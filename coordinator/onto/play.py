@@ -37,6 +37,7 @@ from coordinator.rekey import devices
 from schemas import events as e
 from schemas import topics
 from schemas.ids import DeviceId
+from schemas.limits import TEXT_CHARS_MAX
 
 COMMIT_POLL_S: Final = 0.1
 UNRECORDED: Final = "no answer was recorded"
@@ -106,7 +107,10 @@ class _Stage:
                 request = self._requests[step.asked]
                 await self._played[step.asked[0]].say(e.Accept(job=request.job, request=request.request))
             case Declined():
-                await self._decline(step.asked, step.reason, step.text, RECORDED)
+                # For some reasons it would not be asked again, unless it said anew what it can do in time.
+                again = self._able is not None and step.asked[0] in self._able
+                reason = "busy" if again else step.reason
+                await self._decline(step.asked, reason, f"{step.reason}: {step.text}", RECORDED)
             case Received():
                 await self._update(step)
             case Judged():
@@ -168,7 +172,9 @@ class _Stage:
     async def _decline(self, asked: Asked, reason: str, text: str, counted: str) -> None:
         request = self._requests[asked]
         self.report.declined[counted] += 1
-        decline = e.Decline(job=request.job, request=request.request, reason=reason, text=text)
+        decline = e.Decline(
+            job=request.job, request=request.request, reason=reason, text=text[:TEXT_CHARS_MAX]
+        )
         await self._played[asked[0]].say(decline)
 
     async def _update(self, step: Received) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -92,6 +93,12 @@ class Script:
     def drawn(self) -> Iterator[Drawn]:
         """Who was asked, each time that anybody was."""
         return (step for step in self.steps if isinstance(step, Drawn) and step.asked)
+
+    @property
+    def crowded(self) -> int:
+        """So many updates were folded in one round, at most."""
+        folded = Counter(step.round for step in self.steps if isinstance(step, Judged) and step.folded)
+        return max(folded.values(), default=0)
 
     @property
     def played(self) -> list[str]:

@@ -1,8 +1,10 @@
 """``journal stage``: a coordinator at the beginning of a recording, to which its devices can be played.
 
 It has the export's keys and members, and of one job the specification and version 0: no round, no update.
-The entries are the export's own, but for the last one, by which the devices that were asked first can be
-asked at once: a coordinator that learns of one after the other may begin with fewer.
+The entries are the export's own, with two exceptions. By the last one, the devices that were asked first can
+be asked at once: a coordinator that learns of one after the other may begin with fewer. And where a round
+folded more updates than the job wants, as they were there before the last one wanted was looked at, the job
+wants as many: which of two is faster, that look or the next update, cannot be played.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from coordinator.broker_admin.roster import FOLDER as BROKER
 from coordinator.config import FILE, Config, config_text
 from coordinator.core import BEHAVIOUR
 from coordinator.entries import Logged, Turned, encode_entry
-from coordinator.inputs import Ticked
+from coordinator.inputs import Moment, Ticked
 from coordinator.onto import OntoRefused
 from coordinator.onto.script import Script, read_script, the_job
 from coordinator.onto.source import Source
@@ -78,14 +80,23 @@ def _entries(source: Source, script: Script) -> Iterator[Turned]:
     job, last = script.job.id, None
     for entry in source.entries():
         if isinstance(entry, Turned) and (kept := [fact for fact in entry.facts if _begins(fact, job)]):
-            last = with_fields(entry, facts=kept)
+            last = with_fields(entry, facts=[_wanting(fact, script.crowded) for fact in kept])
             yield last
     if last is not None:
         first = [device for device, _ in next(script.drawn()).asked]
         able_now: list[f.AnyFact] = [
             f.StatusChanged(device=device, status=able(script, device, first)) for device in first
         ]
-        yield Turned(at=last.at, behaviour=BEHAVIOUR, input=Ticked(), facts=able_now)
+        # Past the time in which a first round waits for more devices than it needs.
+        run_s = max(last.at.run_s, script.job.submitted_run_s + script.job.spec.deadline_s)
+        at = Moment(run_s, last.at.wall_s)
+        yield Turned(at=at, behaviour=BEHAVIOUR, input=Ticked(), facts=able_now)
+
+
+def _wanting(fact: f.AnyFact, updates: int) -> f.AnyFact:
+    if not isinstance(fact, f.JobSubmitted):
+        return fact
+    return with_fields(fact, spec=with_fields(fact.spec, cohort=max(fact.spec.cohort, updates)))
 
 
 def _begins(fact: f.AnyFact, job: str) -> bool:

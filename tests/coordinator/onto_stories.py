@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -24,8 +25,9 @@ from schemas import events as e
 from tests.replay.history import COUNT, record, unsynced
 from tests.sim import virtual_loop
 from tests.sim.machine import sim_ports
-from tests.standin import IN_MEMORY, Federation, federation, spec
+from tests.standin import IN_MEMORY, Federation, StandIn, federation, spec
 
+LOOKS: Final = 20
 MAX: Final = float("inf")
 CONFIG: Final = Config(broker=IN_MEMORY.broker)
 Story = Callable[[Federation], Awaitable[None]]
@@ -106,6 +108,27 @@ def unended(op: str) -> Story:
     return story
 
 
+async def crowded(fed: Federation) -> None:
+    """Two of three devices are wanted, but all three updates are there before the first is looked at."""
+    devices = [await fed.device(name) for name in ("press-07", "press-08", "press-09")]
+    await fed.command("submit", spec=spec(rounds=2, cohort=2, over_selection=1.5))
+    rng, looks = np.random.default_rng(4), fed.coordinator._works._look
+
+    async def slowly(*of: Any) -> Any:
+        await asyncio.sleep(5)
+        return await looks(*of)
+
+    fed.coordinator._works._look = slowly  # type: ignore[assignment, method-assign]  # as of a large model
+    for _ in range(2):
+        for device in devices:
+            request = await device.next(e.TrainingRequest)
+            await device.answer(request, rng.standard_normal(COUNT, dtype=np.float32))
+        for device in devices:
+            assert (await device.next(e.Verdict)).folded
+    await devices[0].next(e.JobFinished)
+    await asyncio.sleep(1)
+
+
 async def confused(fed: Federation) -> None:
     """One device trains on another model than it was asked to, one answers another request."""
     devices = [await fed.device(name) for name in ("press-07", "press-08", "press-09")]
@@ -119,3 +142,64 @@ async def confused(fed: Federation) -> None:
             assert (await device.next(e.Verdict)).folded == (not changed)
     await devices[0].next(e.JobFinished)
     await asyncio.sleep(1)
+
+
+def chance(seed: int) -> Story:
+    """Devices that are quick, slow, silent, or will not; and updates of NaN, or looked at late."""
+
+    async def story(fed: Federation) -> None:
+        draw = random.Random(seed)
+        count = draw.randint(3, 8)
+        cohort = draw.randint(1, count)
+        devices = [await fed.device(f"press-{number}") for number in range(count)]
+        looks, slow_s = fed.coordinator._works._look, draw.choice([0, 0.01, 1.0])
+
+        async def slowly(*of: Any) -> Any:
+            await asyncio.sleep(slow_s * draw.random())
+            return await looks(*of)
+
+        fed.coordinator._works._look = slowly  # type: ignore[assignment, method-assign]
+        fields = {
+            "cohort": cohort,
+            "min_reports": draw.randint(1, cohort),
+            "over_selection": draw.choice([1, 2]),
+        }
+        await fed.command("submit", spec=spec() | fields | {"rounds": 4, "deadline_s": 20.0, "seed": seed})
+        async with asyncio.TaskGroup() as tasks:
+            living = [tasks.create_task(_live(device, draw), name=device.id) for device in devices]
+            for _ in range(LOOKS):
+                await asyncio.sleep(45)  # who is late comes, too
+                if fed.job("job").state is JobState.FINISHED:
+                    break
+            for task in living:
+                task.cancel()
+
+    return story
+
+
+async def _live(device: StandIn, draw: random.Random) -> None:
+    seen: set[int] = set()
+    while True:
+        try:
+            request = await device.next(e.TrainingRequest)
+        except TimeoutError:
+            return  # nothing is said for longer than a deadline: it is over
+        if request.request not in seen:
+            seen.add(request.request)
+            await asyncio.sleep(draw.choice([0, 0, draw.random(), 10 * draw.random(), 25 * draw.random()]))
+            await _answer(device, request, draw)
+
+
+async def _answer(device: StandIn, request: e.TrainingRequest, draw: random.Random) -> None:
+    chance = draw.random()
+    if chance < 0.1:
+        return
+    if chance < 0.2:
+        reason = draw.choice(["busy", "data"])
+        await device.say(e.Decline(job=request.job, request=request.request, reason=reason, text=""))
+        await device.report()
+        return
+    delta = np.array([draw.gauss(0, 1) for _ in range(COUNT)], np.float32)
+    if chance < 0.25:
+        delta[0] = np.nan
+    await device.answer(request, delta, draw.randint(1, 50))

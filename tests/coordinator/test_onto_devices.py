@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,18 @@ from coordinator.replay import replay
 from coordinator.state import DeviceState, Job, State
 from coordinator.verify import verify
 from schemas import events as e
-from tests.coordinator.onto_stories import CONFIG, MAX, Story, confused, drawn, played, told_of, unended
+from tests.coordinator.onto_stories import (
+    CONFIG,
+    MAX,
+    Story,
+    chance,
+    confused,
+    crowded,
+    drawn,
+    played,
+    told_of,
+    unended,
+)
 from tests.replay.history import COUNT, record, unsynced
 from tests.sim import virtual_loop
 from tests.standin import IN_MEMORY, Federation, federation, spec
@@ -134,6 +146,21 @@ def test_a_recording_without_its_jobs_end_is_played_to_where_it_ends(tmp_path: P
     assert (report.played, report.accepted) == (3, 3)
     assert report.final is not None
     assert report.final["version"] == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_in_which_much_went_by_chance_leads_to_the_recorded_digest(tmp_path: Path, seed: int) -> None:
+    report, _ = played(*told_of(tmp_path, chance(seed)), random.Random(seed).choice([MAX, 50.0, 5.0]))
+    assert report.equal, report.document()
+    assert report.played
+
+
+def test_updates_that_were_there_before_the_last_one_wanted_was_looked_at_are_folded_again(
+    tmp_path: Path,
+) -> None:
+    report, _ = played(*told_of(tmp_path, crowded))
+    assert report.equal, report.document()
+    assert report.accepted == 6
 
 
 def test_what_was_rejected_for_what_it_said_is_rejected_again(tmp_path: Path) -> None:
