@@ -47,9 +47,12 @@ def record(
     from broker.connect import connect
     from broker.system import system_ports
     from coordinator import logs
+    from coordinator.tap.place import is_tap, read_known
     from coordinator.tap.record import recording, subscriptions
 
     ports = system_ports()
+    if not federation and tap is None and is_tap(ports.files, directory):
+        federation = read_known(ports.files, directory).federation
     known, who, url = _given(ports, broker, tap, federation)
     own = Tls(who.tls.ca, certificate, key)
     session = connect(url, _with(who, own), subscriptions(known.id), ports=ports)
@@ -74,7 +77,7 @@ def _given(
 ) -> tuple[Known, bus.Credentials, str]:
     """Whose messages, as who, from where."""
     from broker.bus import Credentials, Tls
-    from coordinator.broker_admin.roster import tap_id
+    from coordinator.broker_admin.roster import TAP, tap_id
     from coordinator.tap.place import Known, check_federation, read_credentials
     from schemas.ids import COORDINATOR, broker_user
 
@@ -86,6 +89,8 @@ def _given(
     elif federation and broker and tap is None:
         fed = check_federation(federation)
         session = broker_user(fed, tap_id(ports.entropy.random_bytes(4).hex()))
+        if _user(broker).startswith(TAP):  # whose session has its name, where we set the broker up
+            session = _user(broker)
         login, known = Credentials(session, durable=False), Known(federation=fed.hex())
     else:
         raise UsageFault(
@@ -93,13 +98,21 @@ def _given(
             "prints beside the coordinator; or --federation ID, which `fedbus-coordinator status` tells, and "
             "--broker URL with a user and password in it"
         )
-    user = unquote(urlsplit(broker).username or login.username or "")
+    user = _user(broker)
     if user.startswith(f"{COORDINATOR}@") and not user.partition("/")[2]:
         raise UsageFault(
             f"user {user} is the coordinator's own: with it a tap would push the coordinator out; "
             "`fedbus-coordinator broker tap NAME` makes a user for the tap"
         )
     return known, login, broker
+
+
+def _user(broker: str) -> str:
+    """The one in a URL; empty if there is none, or no URL that anything can be made of."""
+    try:
+        return unquote(urlsplit(broker).username or "")
+    except ValueError:
+        return ""
 
 
 def _tell(tap: Tap, *, as_json: bool) -> None:

@@ -58,6 +58,7 @@ class Recorded:
         self.bytes += size
         match entry:
             case Listening():
+                self.connected = True
                 self.gaps += entry.gap_s is not None
             case Passed(way=way) if way == DOWN:
                 self.down += 1
@@ -109,7 +110,6 @@ class Tap:
         now, last = self._now(), self._last
         gap_s = None if last is None else max(0.0, now.wall_s - last.wall_s)
         self._append(Listening(at=now, gap_s=gap_s))
-        self.recorded.connected = True
         if gap_s is None:
             log.info("recording", directory=str(self.directory))
         else:

@@ -154,6 +154,7 @@ async def test_the_coordinator_makes_a_taps_credentials(tmp_path: Path, capsys: 
         (("--federation", "00"), "whose messages"),
         (("--broker", "mqtt://b", "--federation", "00"), "federation '00': write its 32 digits"),
         (("--broker", "mqtt://coordinator%4000000000@b", "--federation", "00" * 16), "tap would push the"),
+        (("--broker", "mqtt://[b", "--federation", "00" * 16), "broker URL: "),
         (("--broker", "http://b", "--federation", "00" * 16), "scheme 'http' is not supported"),
         (("--tap", "gone.tap"), "gone.tap: No such file"),
     ],
