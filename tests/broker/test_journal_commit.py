@@ -54,32 +54,6 @@ def test_appends_of_one_moment_share_a_frame_up_to_its_bounds() -> None:
     assert len({entry.offset for entry in journal.entries()}) == 5
 
 
-def test_a_flush_while_a_frame_is_written_makes_no_frame_without_entries() -> None:
-    files = SimFiles()
-    journal = open_journal(files)
-    written: list[int] = []
-
-    class Flushing(SimOffload):
-        """Somebody flushes while the disk is busy."""
-
-        async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-            journal.flush()
-            done = await super().run(function, *args, **kwargs)
-            written.append(journal.count)
-            return done
-
-    async def both() -> None:
-        async with asyncio.TaskGroup() as group:
-            committer = group.create_task(journal.run(Flushing()), name="journal")
-            mark = await journal.append(b"one")
-            await asyncio.sleep(0.1)  # of a virtual clock: whatever is to be written, is
-            assert (journal.count, journal.head) == (mark.index, mark.head)
-            committer.cancel()
-
-    run(both)
-    assert written == [0]  # once, and what was written counts since then
-
-
 def test_futures_resolve_in_the_order_of_appends() -> None:
     files = SimFiles()
     journal = open_journal(files)
