@@ -218,6 +218,8 @@ class Journal:
         batch = self._next_batch()
         if len(batch.entries) == len(self._pending):
             self._work.clear()  # what comes from here on, and is urgent, sets it again
+        if not batch.entries:
+            return  # what was flushed while the frame before was written went with that one
         try:
             await offload.run(self._commit, batch)
         except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -24,6 +25,10 @@ from schemas.ids import DIGEST_BYTES, key_id
 
 SAID_BY: Final[dict[type[f.Fact], type[Input]]] = {f.UpdateJudged: Checked, f.VersionCommitted: Committed}
 """Facts that repeat what their input says, field by field."""
+
+NO_ENTRIES: Final = b"\x90"  # an empty array
+UNKNOWN: Final = "it tells of something that the log does not have"
+"""Of an entry that cannot be applied."""
 
 
 class Agreement:
@@ -57,7 +62,8 @@ class Agreement:
         if receipt.index <= self._since:
             return ""
         frame = bisect_left(self._lasts, receipt.index)
-        if self._heads[frame * DIGEST_BYTES : (frame + 1) * DIGEST_BYTES] == receipt.head:
+        head = bytes(self._heads[frame * DIGEST_BYTES : (frame + 1) * DIGEST_BYTES])
+        if receipt.head in (head, after_nothing(head)):
             return ""
         was = (
             f"device {device} was told that the head is {receipt.head.hex()[:16]}… with entry {receipt.index}"
@@ -71,7 +77,8 @@ class Agreement:
             for name in fact.__struct_fields__:
                 told, said = getattr(fact, name), getattr(turn.input, name, None)
                 if said is not None and repr(said) != repr(told):  # as text: a measured NaN equals itself
-                    return f"{_name(fact)} says {name} {told!r}, and its input {said!r}"
+                    of = f" of {fact.device}" if isinstance(fact, f.UpdateJudged) else ""
+                    return f"{_name(fact)}{of}: {name} {told!r}, and its input says {said!r}"
         match fact:
             case f.UpdateReceived():
                 return self._received(fact, turn)
@@ -148,6 +155,12 @@ class Agreement:
         if job is None or job.round is None or job.round.number != fact.round or job.round.closed:
             return f"{_name(fact)}: round {fact.round} of job {fact.job} was not open"
         return ""
+
+
+def after_nothing(head: bytes) -> bytes:
+    """The head of a frame without entries behind the one with ``head``: the first coordinators wrote one now
+    and then, and told devices of it."""
+    return sha256(head + NO_ENTRIES).digest()
 
 
 def _name(fact: msgspec.Struct) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from broker.bodies import Bodies
 from broker.ports import Ports
-from coordinator.agreement import Agreement
+from coordinator.agreement import UNKNOWN, Agreement
 from coordinator.apply import apply
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived, VersionCommitted
@@ -91,9 +91,12 @@ class Recording:
                         yield Commit(fact, logged.index, self.state.jobs[fact.job])
                     apply(self.state, fact, entry.at.run_s)
                     self._keep(fact, logged.index)
-            except (WireError, LookupError) as error:
+            except WireError as error:
                 self._note(logged.index, str(error))
                 return  # nothing can be said of what rests on it
+            except LookupError as error:
+                self._note(logged.index, f"{UNKNOWN}: {error}")
+                return
 
     def _note(self, index: int, problem: str) -> None:
         if problem and self.wrong is None:

@@ -12,7 +12,7 @@ from broker.bodies import Bodies
 from broker.journal import Entry, Journal, JournalDamaged
 from broker.journal_open import begun
 from broker.ports import File, Files
-from coordinator.agreement import Agreement
+from coordinator.agreement import UNKNOWN, Agreement
 from coordinator.claims import Claims
 from coordinator.entries import Message, Turned, decode_entry
 from coordinator.facts import AnyFact, Joined, UpdateJudged
@@ -171,8 +171,10 @@ def _entry(log: _Log, found: Entry, agreement: Agreement | None) -> list[Damage]
         if agreement:
             problems.append(agreement.entry(entry, found.index, found.head))
             follow_entry(log.recovered, entry, look)
-    except (WireError, LookupError) as error:
+    except WireError as error:
         problems.append(str(error))
+    except LookupError as error:
+        problems.append(f"{UNKNOWN}: {error}")
     return [_in_entry(found, one) for one in problems if one][:1]
 
 

@@ -22,6 +22,7 @@ from broker.journal_file import FRAME_BYTES_MAX
 from broker.journal_open import open_segments
 from broker.journal_segments import SEGMENT_BYTES
 from broker.ports import Ports, write_atomic
+from coordinator.agreement import after_nothing
 from coordinator.config import Config
 from coordinator.entries import decode_entry, encode_entry
 from coordinator.image import Recovered, encode_image
@@ -207,7 +208,7 @@ class _Retelling:
                         image = encode_image(self._told)
                 for frame in _frames(told):
                     segments.advance(segments.write(frame))
-                self._to.heads[head] = segments.tail.head
+                self._to.heads[head] = self._to.heads[after_nothing(head)] = segments.tail.head
                 if image:
                     snapshots.put(Mark(committed, segments.tail.head), image)
         finally:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +30,11 @@ from tests.sim.journals import (
     read_entries,
     write,
 )
-from tests.sim.machine import SimFiles
+from tests.sim.machine import SimFiles, SimOffload
+from tests.sim.virtual_loop import run
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @given(GROUPS, GROUPS)
@@ -183,3 +189,29 @@ async def test_on_a_real_disk_entries_survive_reopening(tmp_path: Path) -> None:
     assert [entry.data for entry in read_entries(ports.files, tmp_path / "journal", FEDERATION)] == [
         b"%d" % number for _ in range(3) for number in range(50)
     ]
+
+
+def test_a_flush_while_a_frame_is_written_makes_no_frame_without_entries() -> None:
+    files = SimFiles()
+    journal = open_journal(files)
+    written: list[int] = []
+
+    class Flushing(SimOffload):
+        """Somebody flushes while the disk is busy."""
+
+        async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+            journal.flush()
+            done = await super().run(function, *args, **kwargs)
+            written.append(journal.count)
+            return done
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as group:
+            committer = group.create_task(journal.run(Flushing()), name="journal")
+            mark = await journal.append(b"one")
+            await asyncio.sleep(0.1)  # of a virtual clock: whatever is to be written, is
+            assert (journal.count, journal.head) == (mark.index, mark.head)
+            committer.cancel()
+
+    run(both)
+    assert written == [0]  # once, and what was written counts since then

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from broker.system import system_ports
-from coordinator.replay import replay
+from coordinator.replay import first_difference, replay
 from tests.chaos.faults import Hit
 from tests.chaos.party import Party
 from tests.chaos.plan import Kind
@@ -58,7 +58,7 @@ def count(party: Party, hits: Iterable[Hit]) -> Counted:
     found.wrong += [f"{who}'s log has a traceback" for who in _all(party) if TRACEBACK in party.log(who)]
     result = replay(system_ports(), party.home)
     if not result["equal"]:
-        found.wrong.append(f"the log folds to something else: {result['difference']}")
+        found.wrong.append(f"the log folds to something else: {first_difference(party.home, result)}")
     return found
 
 

@@ -14,7 +14,7 @@ from broker.system import system_ports
 from coordinator.cli.state import open_journal
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import Fact, Joined, UpdateJudged, UpdateReceived
-from coordinator.replay import replay
+from coordinator.replay import first_difference, replay
 from edge_agent.ledger import RequestState, read_ledger
 from tests.live.fleet import Fleet, children
 
@@ -43,7 +43,7 @@ def check(fleet: Fleet, rounds: int) -> None:
     assert set(folded.values()) == {1}
     assert len(folded) == rounds * len(fleet.devices)
     result = replay(system_ports(), fleet.home)
-    assert result["equal"], result["difference"]
+    assert result["equal"], first_difference(fleet.home, result)
 
 
 def test_a_coordinator_killed_at_twenty_moments_finishes_all_rounds(tmp_path: Path) -> None:

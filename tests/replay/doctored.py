@@ -32,8 +32,11 @@ def read(files: Files, home: Path) -> tuple[Entries, list[list[int]]]:
     return {one.index: decode_entry(one.data) for one in found}, frames
 
 
-def rewrite(files: Files, home: Path, change: Callable[[Entries], None], *, receipts: bool) -> dict[int, int]:
-    """Write the log anew, as one segment; with ``receipts``, also what devices were told of heads.
+def rewrite(
+    files: Files, home: Path, change: Callable[[Entries], object], *, receipts: bool, empty_behind: int = 0
+) -> dict[int, int]:
+    """Write the log anew, as one segment; with ``receipts``, also what devices were told of heads. A frame
+    without entries follows that of the entry ``empty_behind``.
 
     Where each entry is now; those that ``change`` removed are not.
     """
@@ -55,6 +58,9 @@ def rewrite(files: Files, home: Path, change: Callable[[Entries], None], *, rece
         told = [_retold(entries[one], placed, heads) if receipts else entries[one] for one in left]
         data, head = encode_frame(head, [encode_entry(one) for one in told])
         parts.append(bytes(data))
+        if empty_behind in left:
+            data, head = encode_frame(head, [])
+            parts.append(bytes(data))
         for index in left:
             placed[index] = len(placed) + 1
             heads[index] = head

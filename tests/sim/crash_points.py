@@ -20,7 +20,7 @@ from broker.bus import Bus
 from broker.faults import FaultPlan
 from broker.ports import Ports
 from coordinator.keystore import load_identity
-from coordinator.replay import replay
+from coordinator.replay import first_difference, replay
 from coordinator.verify import verify
 from schemas.ids import COORDINATOR
 from tests.sim.crypto import seeded
@@ -157,7 +157,7 @@ def _play(mortal: str, at: int, end: str) -> tuple[Small, Outcome]:
 def _check(outcome: Outcome) -> None:
     check(outcome)
     result = replay(outcome.coordinator.ports, outcome.directory)
-    assert result["equal"], result["difference"]
+    assert result["equal"], first_difference(outcome.directory, result)
     files, home = outcome.coordinator.files, outcome.directory
     damage = verify(files, home, load_identity(files, home).federation, durable=0).damage
     assert not damage, damage

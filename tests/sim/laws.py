@@ -12,7 +12,7 @@ from coordinator.app import Coordinator
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived
 from coordinator.image import Recovered
 from coordinator.recovery import follow, open_recovered
-from coordinator.replay import replay
+from coordinator.replay import first_difference, replay
 from coordinator.state import ENDED_JOB, OPEN_REQUEST, Request, RequestState, State
 from coordinator.verify import verify
 from edge_agent.ledger import REQUESTS_DIR
@@ -40,7 +40,7 @@ async def check_end(world: Fleet) -> list[AnyFact]:
     assert not world.center.files.rewritten, "the coordinator took chunks that it had"
     _check_bounds(world, serving)
     result = replay(world.center.ports, world.home)
-    assert result["equal"], result["difference"]
+    assert result["equal"], first_difference(world.home, result)
     damage = verify(world.center.files, world.home, world.federation, journal.count).damage
     assert not damage, f"a body or snapshot is not what was signed and recorded: {damage}"
     world.head = journal.head

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.facts import RequestAccepted, UpdateReceived, VersionCommitted
-from coordinator.replay import replay
+from coordinator.replay import first_difference, replay
 from edge_agent.exporting import kept
 from edge_agent.identity import load
 from edge_agent.sealer import open_sealed
@@ -31,7 +31,7 @@ def test_updates_count_once_the_log_folds_again_and_devices_get_the_last_version
     check(outcome)
     check_last_version(outcome)
     result = replay(outcome.coordinator.ports, Path(outcome.directory))
-    assert result["equal"], result["difference"]
+    assert result["equal"], first_difference(Path(outcome.directory), result)
 
 
 def check_last_version(outcome: Outcome) -> None:
