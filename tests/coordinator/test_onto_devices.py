@@ -21,6 +21,7 @@ from coordinator.rekey.export import export
 from coordinator.rekey.updates import Content
 from coordinator.replay import replay
 from coordinator.state import DeviceState, Job, State
+from coordinator.strategies import Weight
 from coordinator.verify import verify
 from schemas import events as e
 from tests.coordinator.onto_stories import (
@@ -93,7 +94,7 @@ def test_a_build_that_folds_otherwise_is_found_in_the_first_round(
 ) -> None:
     told, ports = told_of(tmp_path, drawn)
     add = Folder.add
-    monkeypatch.setattr(Folder, "add", lambda self, samples: add(self, samples + self.folded))
+    monkeypatch.setattr(Folder, "add", lambda self, given: add(self, Weight(given.samples + self.folded)))
     report, _ = played(told, ports)
     assert not report.equal
     assert [(row["round"], row["what"]) for row in report.differing] == [(n, "base") for n in (2, 3, 4)]
