@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
-from hashlib import sha256
 from typing import Final
 
 from broker import service
@@ -12,70 +12,26 @@ from broker.bus import Bus, BusUndelivered, Connected
 from broker.mailbox import Mailbox, Sequencer, read
 from broker.ports import Ports
 from coordinator.onto import Silence
+from coordinator.onto.arriving import Arriving
 from coordinator.onto.compare import compare
 from coordinator.onto.pace import Dial, Pace
 from coordinator.onto.questions import Question, read_questions
-from coordinator.onto.report import Report
+from coordinator.onto.report import Report, kind_of
 from coordinator.onto.source import Source
 from coordinator.onto.waiting import PATIENCE_S, Waiting
 from coordinator.rekey.export import SEQUENCE
 from schemas import chunks, topics
 from schemas import events as e
-from schemas.envelope import MAGIC, Envelope, Opened, chunk_digests, open_envelope, parse
-from schemas.errors import Malformed, WireError
+from schemas.envelope import MAGIC, Envelope, parse
+from schemas.errors import WireError
 from schemas.ids import DeviceId, model_request_id
-from schemas.limits import GRANT_CHUNKS_MAX, RESEND_FIRST_S
-from schemas.sealing import aead_open
+from schemas.limits import RESEND_FIRST_S, TEXT_CHARS_MAX
 from schemas.window import Window
 
 REMEDY: Final = (
-    "does an agent run on a copy of the device's folder of this recording (devices/NAME), with this broker "
-    "in its settings?"
+    "does an agent run on a fresh copy of the device's folder of this recording (devices/NAME), with this "
+    "broker in its settings?"
 )
-
-
-class Arriving:
-    """An update on its way from the agent. Its chunks stay in memory."""
-
-    def __init__(self, question: Question, envelope: Envelope, federation: bytes) -> None:
-        """Raises `schemas.errors.WireError` for one that is not an update of the job's layout."""
-        self.envelope = envelope
-        self._opened: Opened = open_envelope(envelope, question.key, federation)
-        update = e.decode_from_device(self._opened.inner)
-        if not isinstance(update, e.Update):
-            raise Malformed("what is sealed to the request's key is no update")
-        content_bytes = 4 * question.layout.trained_count
-        if envelope.clear.chunks and envelope.clear.content_bytes != content_bytes:
-            raise Malformed(f"an update of {envelope.clear.content_bytes} bytes where {content_bytes} belong")
-        self.update = update
-        self._digests = chunk_digests(envelope)
-        self.have: dict[int, bytes] = {}
-        self._granted: set[int] = set()
-
-    def take(self, chunk: chunks.Chunk) -> bool:
-        """Keep a chunk of this update; whether more may be granted now."""
-        index, sealed = chunk.index, bytes(chunk.sealed)
-        if index >= len(self._digests) or sha256(sealed).digest() != self._digests[index]:
-            return False
-        self.have[index] = sealed
-        self._granted.discard(index)
-        return not self._granted
-
-    def grant(self) -> list[int]:
-        """The next chunks that may be sent."""
-        missing = [index for index in range(len(self._digests)) if index not in self.have]
-        self._granted = set(missing[:GRANT_CHUNKS_MAX])
-        return sorted(self._granted)
-
-    @property
-    def whole(self) -> bool:
-        return len(self.have) == len(self._digests)
-
-    def content(self) -> bytes:
-        """What the device changed. Raises `schemas.errors.Forged`."""
-        key, context, count = self._opened.key, self._opened.context, len(self._digests)
-        plain = (aead_open(key, index, count, self.have[index], context) for index in range(count))
-        return b"".join(plain) if count else self.update.inline
 
 
 async def ask_agent(
@@ -115,6 +71,9 @@ class _Asker:
         self._accepted = False
         self._declined: e.Decline | None = None
         self._arriving: Arriving | None = None
+        self._content: bytes | None = None
+        self._broken = ""
+        """Why the update is none, with its code first."""
         self._receipts: dict[bytes, e.Receipt] = {}
         self._sent_s: dict[tuple[bytes, int], float] = {}
         self.report = Report(f"{device}'s agent", "request to update", str(self._pace))
@@ -133,7 +92,8 @@ class _Asker:
                 await asyncio.wait([listening])
 
     async def _ask(self, question: Question) -> None:
-        self._open, self._accepted, self._declined, self._arriving = question, False, None, None
+        self._open, self._accepted, self._declined = question, False, None
+        self._arriving, self._content, self._broken = None, None, ""
         began_s = self._ports.clock.monotonic_s()
         round_ = question.request.round
 
@@ -152,24 +112,25 @@ class _Asker:
         self._open = None
 
     def _answer(self) -> bool | None:
-        return self._declined is not None or (self._arriving is not None and self._arriving.whole) or None
+        return self._declined is not None or self._content is not None or bool(self._broken) or None
 
     def _compare(self, question: Question) -> None:
         report, round_, device = self.report, question.request.round, self._agent.device
-        arrived = self._arriving
-        played = f"decline: {self._declined.reason}" if self._declined else "update"
+        arrived, content = self._arriving, self._content
+        played = f"decline: {self._declined.reason}" if self._declined else self._broken or "update"
         recorded = "update" if question.digest else f"decline: {question.reason}" if question.reason else ""
         if self._declined:
             report.declined[self._declined.reason] += 1
-        elif arrived:
+        else:
             report.played += 1
-            report.accepted += 1
+            report.accepted += not self._broken
+            report.rejected += Counter([kind_of(self._broken)] if self._broken else [])
         if recorded and played != recorded:
             report.differs(round_, device, "answer", recorded, played)
-        elif recorded == "update" and arrived:
+        elif recorded == "update" and arrived and content is not None:
             job, digest = question.request.job, question.digest
             with self._source.update(job, round_, question.key.id, digest) as found:
-                compare(report, round_, device, found, arrived.update, arrived.content())
+                compare(report, round_, device, found, arrived.update, content)
 
     async def _listen(self) -> None:
         async for item in self._bus.incoming():
@@ -206,12 +167,9 @@ class _Asker:
                     await self._tell(open_)
             case e.ChallengeAnswer():
                 await self._tell(e.Enrolled())
-            case e.Accept() as accept if open_ and accept.request == open_.request:
+            case e.Accept() as accept if open_ and _about(accept, open_):
                 self._accepted = True
-            case e.Decline() as decline if open_ and (decline.job, decline.request) == (
-                open_.job,
-                open_.request,
-            ):
+            case e.Decline() as decline if open_ and _about(decline, open_):
                 self._declined = decline
             case e.ChunkPull() as pull:
                 await self._pulled(pull)
@@ -246,9 +204,13 @@ class _Asker:
             text = "no open request has this key"
             await self._tell(e.Refusal(code="closed", text=text, transfer=envelope.transfer))
             return
-        envelope.check_signature(self._agent.signing.public)
-        if self._arriving is None or self._arriving.envelope.digest != envelope.digest:
-            self._arriving = Arriving(question, envelope, self._source.identity.federation)
+        try:
+            envelope.check_signature(self._agent.signing.public)
+            if self._arriving is None or self._arriving.envelope.digest != envelope.digest:
+                self._arriving = Arriving(question, envelope, self._source.identity.federation)
+        except WireError as error:
+            await self._refuse(envelope, error)
+            return
         await self._tell(e.OfferRead(transfer=envelope.transfer, seq=envelope.order.seq))
         have = chunks.bitmap(set(self._arriving.have))
         await self._tell(e.Bitmap(transfer=envelope.transfer, have=have))
@@ -263,6 +225,11 @@ class _Asker:
         """Grant more, or give the receipt and a verdict."""
         if not arriving.whole:
             await self._tell(e.Grant(transfer=arriving.envelope.transfer, chunks=arriving.grant()))
+            return
+        try:
+            self._content = arriving.content()
+        except WireError as error:
+            await self._refuse(arriving.envelope, error)
             return
         journal, request = self._source.journal, question.request
         receipt = e.Receipt(
@@ -279,5 +246,16 @@ class _Asker:
         )
         await self._tell(verdict)
 
+    async def _refuse(self, envelope: Envelope, error: WireError) -> None:
+        """The agent gives the update up."""
+        self._broken = f"{error.code}: {error}"
+        await self._tell(
+            e.Refusal(code=error.code, text=str(error)[:TEXT_CHARS_MAX], transfer=envelope.transfer)
+        )
+
     async def _tell(self, event: e.Event) -> None:
         await self._mailbox.send(self._down, self._agent.box.public, event)
+
+
+def _about(answer: e.Accept | e.Decline, request: e.TrainingRequest) -> bool:
+    return (answer.job, answer.request) == (request.job, request.request)

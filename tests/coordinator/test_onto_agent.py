@@ -44,15 +44,15 @@ ROUNDS = 3
 SMALL, CHUNKED = 10, 40_000
 
 
-def trains(ports: Ports, count: int, factor: float = 1.0) -> Answer:
-    """A worker whose update follows from what it is asked; multiplied by ``factor``."""
+def trains(ports: Ports, count: int, factor: float = 1.0, cut: int = 0) -> Answer:
+    """A worker whose update follows from what it is asked; times ``factor``, and ``cut`` bytes short."""
 
     def answer(data: bytes) -> bytes | None:
         order = work.decode_order(data[work.FRAME.size :])
         assert isinstance(order, work.Train)
         model = np.frombuffer(open_model(ports.files, order), "<f4")
         drawn = np.random.default_rng(order.local.seed).standard_normal(count, dtype=np.float32)
-        delta = memoryview(((drawn - model) * np.float32(factor)).astype("<f4").tobytes())
+        delta = memoryview(((drawn - model) * np.float32(factor)).astype("<f4").tobytes())[: 4 * count - cut]
         update = Update(
             job=order.manifest.job,
             request=order.request,
@@ -167,6 +167,16 @@ def test_a_build_with_a_bug_is_told_of_round_by_round(tmp_path: Path, count: int
         assert row["relative"] == pytest.approx(0.01, rel=1e-3)
         assert row["recorded"] != row["played"]
         assert row["max"] > 0
+
+
+@pytest.mark.parametrize("count", [SMALL, CHUNKED])
+def test_a_build_whose_updates_are_cut_short_is_told_of(tmp_path: Path, count: int) -> None:
+    told, ports = recorded(tmp_path, count)
+    build = Build(ports, told / "devices" / "device-1", lambda own: trains(own, count, cut=4), "task-1")
+    report = asked(told, ports, build)
+    assert report.stopped == ""
+    assert [row["what"] for row in report.differing] == ["answer"] * ROUNDS
+    assert report.rejected == {"malformed": ROUNDS}
 
 
 def test_a_build_that_declines_what_was_trained_is_told_of(tmp_path: Path) -> None:
