@@ -98,7 +98,7 @@ class Tap:
                         continue
                     self._hear(item.topic, item.payload)
                     # Not only once it is durable: nothing comes again to this session. What waits is bounded
-                    # by `room`, and beyond it the broker's own window stops the flow.
+                    # by `room`; beyond it the broker's window stops the flow (Mosquitto has none).
                     await item.ack()
             finally:
                 self.problem = bus.problem
