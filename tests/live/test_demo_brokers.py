@@ -14,6 +14,7 @@ import pytest
 from tests.brokers import Mosquitto, RabbitMQ
 from tests.live.demonstration import Demo, assert_every_round_is_there_once, finished
 from tests.live.own_broker import at_rabbitmq, mosquitto_beside
+from tests.replay.elsewhere import compare
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -39,6 +40,7 @@ def ran(demo: Demo) -> Result:
     replayed = json.loads(demo.run("replay", str(demo.directory), "--json").stdout)
     assert replayed["equal"] is True
     assert replayed["jobs"]["digits"][-1]["computed"] == result["model_digest"]
+    assert compare([demo.directory], []) == []
     assert demo.processes() == {}
     assert len(result["round_1_updates"]) == DEVICES
     return result

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ from tests.plugin.test_plugin import ROOT, build_wheel
 
 PROGRAM: Final = Path(__file__).with_name("digests.py")
 SWITCHES: Final = ("PYTHONHASHSEED", "NPY_DISABLE_CPU_FEATURES", "OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS")
-CORES: Final = ("Nehalem", "Sandybridge")  # processors of 2008 and 2011, as OpenBLAS calls them
+CORES: Final = ("ARMV8", "CORTEXA57") if platform.machine() == "aarch64" else ("Nehalem", "Sandybridge")
+"""Old processors, as OpenBLAS calls them."""
 Told = dict[str, Any]
 
 
@@ -70,7 +72,7 @@ def without_effect(here: Told, there: Told, environment: Mapping[str, str]) -> l
     in_effect = {
         "PYTHONHASHSEED": there["hash"] != here["hash"],
         "NPY_DISABLE_CPU_FEATURES": masked <= set(here["features"]) - set(there["features"]),
-        "OPENBLAS_CORETYPE": blas["core"] == environment.get("OPENBLAS_CORETYPE"),
+        "OPENBLAS_CORETYPE": blas["core"].upper() == environment.get("OPENBLAS_CORETYPE", "").upper(),
         "OPENBLAS_NUM_THREADS": blas["threads"] == int(environment.get("OPENBLAS_NUM_THREADS", 0)),
     }
     return [name for name in environment if not in_effect[name]]
