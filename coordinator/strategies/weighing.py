@@ -43,16 +43,19 @@ def weigh(request: Request, server: ServerSettings, local: LocalSettings) -> Wei
 
 
 def _effort(steps: int, momentum: float) -> float:
-    rest = 1.0 - momentum
-    return (steps - momentum * (1.0 - _power(momentum, steps)) / rest) / rest
+    """What the gradients of all steps count: the sum of 1 + ρ + … + ρ^(k-1) for k = 1 to τ.
 
-
-def _power(base: float, exponent: int) -> float:
-    """By squaring: the library's pow is rounded differently on different machines."""
-    result = 1.0
-    while exponent:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return result
+    By doubling, with nothing subtracted: the module's closed form comes to nothing where ρ is close to 1, and
+    the library's pow is rounded differently on different machines.
+    """
+    done, total = 0, 0.0
+    first, power = 0.0, 1.0  # what the first gradient counts, ρ^done
+    for bit in f"{steps:b}":
+        total += done * first + power * total
+        first += power * first
+        done, power = 2 * done, power * power
+        if bit == "1":
+            first += power
+            total += first
+            done, power = done + 1, power * momentum
+    return total

@@ -49,7 +49,13 @@ def test_a_longer_change_is_scaled_down_and_a_shorter_one_left_alone() -> None:
 def test_the_effort_is_the_sum_of_what_each_gradient_counts(steps: int, momentum: float) -> None:
     counts = [sum(momentum**later for later in range(steps - step)) for step in range(steps)]
     effort = weigh(request(steps=steps), NOVA, LocalSettings(momentum=momentum)).effort
-    assert effort == pytest.approx(sum(counts), rel=1e-6)
+    assert effort == pytest.approx(sum(counts), rel=1e-12)
+
+
+def test_with_a_momentum_that_forgets_nothing_the_effort_is_not_lost_to_rounding() -> None:
+    for momentum in (1 - 1e-8, 1 - 2**-53):
+        told = [weigh(request(steps=steps), NOVA, LocalSettings(momentum=momentum)) for steps in (1, 3, 1000)]
+        assert [weight.effort for weight in told] == pytest.approx([1, 6, 1000 * 1001 / 2], rel=1e-4)
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 50)), min_size=1, max_size=6))
