@@ -38,7 +38,7 @@ from schemas.jobs import JobSpec, ServerSettings
 
 Row = dict[str, Any]
 
-BOUNDS: Final = ("norm", "samples")  # verdicts that other settings may turn
+BOUNDS: Final = ("norm", "samples", "steps")  # verdicts that other settings may turn
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             and request.device not in self.leave_out
             and request.norm <= (self.update_norm_max or spec.update_norm_max)
             and request.samples <= (self.samples_max or spec.samples_max)
+            and (not self.rule(spec).normalised or 1 <= request.steps <= spec.local.steps(request.samples))
         )
 
     def rule(self, spec: JobSpec) -> ServerSettings:
@@ -133,7 +134,8 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         elif moments is None:
             moments = begun(optimiser, layout.trained_count)
         folder = Folder(layout)
-        chosen = [each for each in commit.received if settings.takes(each, commit.job.spec)]
+        received = [recording.with_steps(job, each) for each in commit.received]
+        chosen = [each for each in received if settings.takes(each, commit.job.spec)]
         for request in chosen:
             _open(recording, folder, commit, request)
             folder.add(settings.weigh(request, commit.job.spec))

@@ -10,6 +10,9 @@ change is divided by its effort a, and the mean multiplied by the mean effort:
     Δ = (Σ nₖ·aₖ / N) · Σ (nₖ / N)·δₖ / aₖ,  N = Σ nₖ
 
 For τ steps of SGD a is τ; with momentum ρ it is (τ - ρ·(1 - ρ^τ) / (1 - ρ)) / (1 - ρ).
+
+With both, ‖δ‖ is what it would be after all steps that the samples take: otherwise a device that claims
+fewer than it took would count more than ``clip_norm`` allows.
 """
 
 from __future__ import annotations
@@ -36,9 +39,12 @@ class Weight:
 
 def weigh(request: Request, server: ServerSettings, local: LocalSettings) -> Weight:
     """The weight of the update that answers ``request``, by what was recorded of it."""
+    effort, length = 1.0, request.norm
+    if server.normalised:
+        effort = _effort(request.steps, local.momentum)
+        length *= _effort(local.steps(request.samples), local.momentum) / effort
     clip = server.clip_norm
-    scale = clip / request.norm if clip is not None and request.norm > clip else 1.0
-    effort = _effort(request.steps, local.momentum) if server.normalised else 1.0
+    scale = clip / length if clip is not None and length > clip else 1.0
     return Weight(request.samples, scale, effort)
 
 

@@ -98,6 +98,14 @@ def test_fednova_comes_to_the_optimum_where_fedavg_comes_to_another_point() -> N
     assert fine == pytest.approx(coarse / 2, rel=0.15)
 
 
+@pytest.mark.parametrize("claimed", [1, 5, 100])
+def test_fewer_steps_claimed_than_samples_take_make_no_clipped_change_count_more(claimed: int) -> None:
+    """Both took 100 steps of one sample each; the second claims fewer, so that less divides its change."""
+    bounded, local = ServerSettings(normalised=True, clip_norm=2.0), LocalSettings(batch_size=1)
+    honest, liar = (weigh(request(100, norm=2.0, steps=n), bounded, local) for n in (100, claimed))
+    assert liar.of_change == pytest.approx(honest.of_change)
+
+
 def test_a_norm_to_clip_to_above_the_norm_that_is_rejected_is_refused() -> None:
     with pytest.raises(JobRefused, match="clip_norm 5 exceeds update_norm_max 4"):
         parse_job(spec(update_norm_max=4.0, server={"clip_norm": 5.0}))

@@ -67,6 +67,7 @@ def test_under_the_recorded_settings_no_version_differs(
         ('weights = "equal"', [-1 / 3, 1 / 3, 1 / 3, 0]),
         ("update_norm_max = 2.0", [3 / 3, 1 / 3, 2 / 3, 0]),
         ("clip_norm = 1.5", [(3 - 1.5) / 4, 1 / 4, 2 / 4, 0]),
+        ("server = { normalised = true }", [0, 1 / 4, 2 / 4, 0]),
     ],
 )
 def test_other_settings_part_the_models_by_what_they_change(
