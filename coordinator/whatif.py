@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from coordinator.fold import BLOCK, Folder
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Request, RequestState
+from coordinator.store import Altered
 from coordinator.strategies import Moments, ServerOptimiser, Weight, begun, server_optimiser, weigh
 from schemas.errors import JobRefused
 from schemas.jobs import JobSpec, ServerSettings
@@ -224,7 +225,9 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
 def _model(recording: Recording, job: str, digest: bytes) -> bytes:
     try:
         return recording.store.model(job, digest)
-    except (OSError, ValueError) as error:
+    except Altered as error:
+        raise NothingToReplay(str(error)) from error
+    except OSError as error:
         raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
 
 
@@ -234,7 +237,9 @@ def _moments(recording: Recording, commit: Commit, optimiser: ServerOptimiser) -
     try:
         for version in commit.job.versions[-1:]:
             recording.store.read_moments(commit.job.id, version.number, version.moments, moments)
-    except (OSError, ValueError) as error:
+    except Altered as error:
+        raise NothingToReplay(str(error)) from error
+    except OSError as error:
         raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
     return moments
 

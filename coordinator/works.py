@@ -55,7 +55,7 @@ class Works:
         self._queue.put_nowait(work)
 
     async def run(self) -> None:
-        """Work until cancelled. Raises OSError when the disk fails."""
+        """Work until cancelled. Raises OSError when the disk fails, `coordinator.store.Altered`."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 work = await self._queue.get()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from broker.ports import Ports
 from coordinator.recording import Recording
 from coordinator.replay import replay
+from coordinator.store import Altered
 from coordinator.strategies import begun, server_optimiser
 from coordinator.whatif import Settings, blame, what_if
 from schemas import events as e
@@ -116,20 +117,22 @@ def test_what_is_kept_has_its_digest_in_the_log() -> None:
     assert len({fact.moments for fact in kept}) == 1 + ROUNDS
 
 
-def test_altered_moments_end_the_coordinator_with_the_files_name() -> None:
-    altered: list[Path] = []
-
+@pytest.mark.parametrize(("kept", "told"), [(3, "altered"), (None, "missing"), (64, "altered")])
+def test_moments_that_are_not_what_they_were_end_the_coordinator_with_file_and_remedy(
+    kept: int | None, told: str
+) -> None:
     async def alter(fed: Federation, tasks: asyncio.TaskGroup) -> None:
-        path = HOME / "models" / "job" / "000001.moments"
-        if not altered:
-            altered.append(path)
-            file = fed.ports.files.open(path)
-            file.write_at(3, b"\x7f")
+        path, files = HOME / "models" / "job" / "000001.moments", fed.ports.files
+        data = files.read(path)
+        files.remove(path)
+        if kept is not None:
+            file = files.open(path, create=True)
+            file.append(memoryview(data[:kept] + b"\x7f" if kept < len(data) else data + b"\x7f"))
             file.close()
 
     with pytest.raises(ExceptionGroup) as caught:
         recorded(alter)
-    assert caught.group_contains(ValueError, match=r"000001\.moments was altered", depth=None)
+    assert caught.group_contains(Altered, match=rf"000001\.moments .*{told}.*restore", depth=None)
 
 
 def test_under_the_recorded_optimiser_no_version_differs() -> None:
