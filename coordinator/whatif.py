@@ -141,6 +141,11 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
             _open(recording, folder, commit, request)
             folder.add(settings.weigh(request, commit.job.spec))
         other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
+        if folder.samples and folder.overflowed:
+            raise NothingToReplay(
+                f"under these settings round {commit.fact.round} of job {job} takes the model beyond the "
+                f"numbers of float32; lower learning_rate in [server]"
+            )
         left = sorted({each.device for each in commit.folded} - {each.device for each in chosen})
         row = {
             "version": commit.fact.version,

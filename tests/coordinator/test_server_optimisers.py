@@ -135,6 +135,36 @@ def test_moments_that_are_not_what_they_were_end_the_coordinator_with_file_and_r
     assert caught.group_contains(Altered, match=rf"000001\.moments .*{told}.*restore", depth=None)
 
 
+@pytest.mark.parametrize(
+    ("server", "changes"),
+    [
+        ({"optimiser": "fedadagrad"}, [9e18] * 5),  # the sum of squares
+        ({"optimiser": "fedadam", "beta_2": 0.0, "tau": 1e-300}, [1e-20, 0.0]),  # the quotient
+    ],
+)
+def test_a_job_whose_numbers_overflow_fails_and_keeps_its_last_version(
+    server: dict[str, Any], changes: list[float]
+) -> None:
+    ports = sim_ports()
+
+    async def play() -> None:
+        async with federation(HOME, ports, COUNT) as fed:
+            device = await fed.device("d0")
+            await fed.command("submit", spec=spec(rounds=9, update_norm_max=1e30, server=server))
+            for change in changes:
+                request = await device.next(e.TrainingRequest)
+                await device.answer(request, np.array([change, *[0.0] * (COUNT - 1)], np.float32))
+                await device.next(e.Verdict)
+            await device.next(e.JobFinished)
+            assert fed.job("job").state == "failed"
+            assert "server.learning_rate" in fed.job("job").reason
+
+    virtual_loop.run(play)
+    assert len(models(ports)) == len(changes)
+    assert all(np.isfinite(model).all() for model in models(ports))
+    assert replay(ports, HOME)["equal"]
+
+
 def test_under_the_recorded_optimiser_no_version_differs() -> None:
     recording = Recording(recorded(), HOME)
     assert [parted.row["distance"] for parted in what_if(recording, "job", Settings())] == [0.0] * (
