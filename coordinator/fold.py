@@ -79,7 +79,8 @@ def read_envelope(file: File) -> tuple[Envelope, int]:
 class Folder:
     """Opens, checks and adds updates of one layout, one after the other, in the same buffers.
 
-    Peak memory: 4 bytes per parameter for the open update, 8 for the sum, 8 for the model at the end.
+    Peak memory: 4 bytes per parameter for the open update, 8 for the sum; at the end 8 for the
+    model, and 4 for each vector that the server optimiser keeps.
     """
 
     def __init__(self, layout: Layout) -> None:
