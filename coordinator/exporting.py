@@ -35,7 +35,7 @@ def find_version(state: State, job: str, number: int | None) -> tuple[Job, Versi
 def export(ports: Ports, directory: Path, job: Job, version: Version, out: Path) -> int:
     """Write the version to ``out``, whole or not at all; returns the file's size in bytes.
 
-    Raises OSError, and ValueError when the version's file was altered.
+    Raises OSError, and `coordinator.store.Altered` when the version's file was.
     """
     identity = load_identity(ports.files, directory)
     store = Store(ports.files, directory, identity, KeyStore(ports.files, directory, ports.entropy))

@@ -79,7 +79,8 @@ def read_envelope(file: File) -> tuple[Envelope, int]:
 class Folder:
     """Opens, checks and adds updates of one layout, one after the other, in the same buffers.
 
-    Peak memory: 4 bytes per parameter for the open update, 8 for the sum, 8 for the model at the end.
+    Peak memory: 4 bytes per parameter for the open update, 8 for the sum; at the end 8 for the
+    model, and 4 for each vector that the server optimiser keeps.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -95,6 +96,8 @@ class Folder:
         self.efforts = 0.0
         """Σ nₖ·aₖ of ``coordinator.strategies.weighing``."""
         self.folded = 0
+        self.overflowed = False
+        """Whether the last `finish` made numbers that float32 does not hold."""
 
     def read(self, file: File, expected: Expected) -> Update:
         """Open an update into the buffer and bind it to its request. Raises `Unfit`."""
@@ -203,16 +206,20 @@ class Folder:
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
         effort = self.efforts / self.samples
-        for start in range(0, self._count, BLOCK):
-            part = trained[start : start + BLOCK]
-            block = self._block[: len(part)]
-            np.divide(self._sum[start : start + BLOCK], float(self.samples), out=block)
-            np.multiply(block, effort, out=block)
-            kept = moments[:, start : start + BLOCK].astype(np.float64)
-            optimiser.step(block, kept)
-            moments[:, start : start + BLOCK] = kept
-            np.add(block, part, out=block)
-            np.copyto(part, block, casting="same_kind")
+        finite = True
+        with np.errstate(over="ignore", invalid="ignore"):  # found by their results
+            for start in range(0, self._count, BLOCK):
+                part, kept = trained[start : start + BLOCK], moments[:, start : start + BLOCK]
+                block = self._block[: len(part)]
+                np.divide(self._sum[start : start + BLOCK], float(self.samples), out=block)
+                np.multiply(block, effort, out=block)
+                exact = kept.astype(np.float64)
+                optimiser.step(block, exact)
+                np.copyto(kept, exact, casting="same_kind")
+                np.add(block, part, out=block)
+                np.copyto(part, block, casting="same_kind")
+                finite = finite and bool(np.isfinite(part).all() and np.isfinite(kept).all())
+        self.overflowed = not finite
         return model
 
     def clear(self) -> None:

@@ -6,7 +6,7 @@ Needs the state directory alone (a copy will do, with its ``keys/``): no broker,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from broker.bodies import Bodies
@@ -109,6 +109,11 @@ class Recording:
             self._signers[fact.job, fact.device, fact.request] = signer
         if isinstance(fact, UpdateJudged):
             self._judged[fact.job, fact.device, fact.request] = index, fact
+
+    def with_steps(self, job: str, request: Request) -> Request:
+        """With the steps that its verdict tells: the state keeps them only where the job counts them."""
+        judged = self._judged.get((job, request.device, request.number))
+        return replace(request, steps=judged[1].steps) if judged else request
 
     def open(self, folder: Folder, job: Job, request: Request) -> str:
         """Check and open an update of the job's round into the folder's buffer; what speaks against it.

@@ -33,7 +33,7 @@ def serve(directory: Path, ports: Ports) -> None:
     """Serve ``directory`` until SIGTERM or SIGINT.
 
     Raises `LockHeld`, `coordinator.config.ConfigError`, `coordinator.keystore.KeysMissing`,
-    `broker.bus.BusError`, `broker.journal.JournalError`, OSError.
+    `broker.bus.BusError`, `broker.journal.JournalError`, `coordinator.store.Altered`, OSError.
     """
     config = load_config(ports.files, directory, os.environ)
     identity = load_identity(ports.files, directory)

@@ -34,6 +34,13 @@ from schemas.sealing import aead_seal
 NO_VERSION = bytes(32)
 
 
+class Altered(ValueError):
+    """A file is not what was written there. The text names it and the remedy."""
+
+    def __init__(self, path: Path, what: str = "was altered: its digest is another") -> None:
+        super().__init__(f"{path} {what}; restore it from a backup")
+
+
 @dataclass(frozen=True, slots=True)
 class Offered:
     """A version as devices get it."""
@@ -89,10 +96,10 @@ class Store:
         return self._folder / job / f"{digest.hex()}.model"
 
     def model(self, job: str, digest: bytes) -> bytes:
-        """A version's bytes. Raises OSError, or ValueError when they are not what they were."""
+        """A version's bytes. Raises OSError, or `Altered`."""
         data = self._files.read(self.model_path(job, digest))
         if sha256(data).digest() != digest:
-            raise ValueError(f"{self.model_path(job, digest)} was altered: its digest is another")
+            raise Altered(self.model_path(job, digest))
         return data
 
     def put_moments(self, job: str, version: int, moments: Moments) -> bytes:
@@ -111,18 +118,21 @@ class Store:
     def read_moments(self, job: str, version: int, digest: bytes, moments: Moments) -> None:
         """Read what was kept after a version; where that is nothing, ``moments`` stay as they are.
 
-        Raises OSError, or ValueError when they are not what they were.
+        Raises OSError, or `Altered`.
         """
         if not digest:
             return
         path = self.moments_path(job, version)
-        file = self._files.open(path)
         try:
-            file.read_into(0, moments.data.cast("B"))
+            file = self._files.open(path)
+        except FileNotFoundError as error:
+            raise Altered(path, "is missing") from error
+        try:
+            whole = file.read_into(0, moments.data.cast("B")) == moments.nbytes == file.size()
         finally:
             file.close()
-        if digest_of(moments) != digest:
-            raise ValueError(f"{path} was altered: its digest is another")
+        if not whole or digest_of(moments) != digest:
+            raise Altered(path)
 
     def offer(
         self,

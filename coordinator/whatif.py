@@ -32,13 +32,14 @@ from numpy.typing import NDArray
 from coordinator.fold import BLOCK, Folder
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Request, RequestState
+from coordinator.store import Altered
 from coordinator.strategies import Moments, ServerOptimiser, Weight, begun, server_optimiser, weigh
 from schemas.errors import JobRefused
 from schemas.jobs import JobSpec, ServerSettings
 
 Row = dict[str, Any]
 
-BOUNDS: Final = ("norm", "samples")  # verdicts that other settings may turn
+BOUNDS: Final = ("norm", "samples", "steps")  # verdicts that other settings may turn
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             and request.device not in self.leave_out
             and request.norm <= (self.update_norm_max or spec.update_norm_max)
             and request.samples <= (self.samples_max or spec.samples_max)
+            and (not self.rule(spec).normalised or 1 <= request.steps <= spec.local.steps(request.samples))
         )
 
     def rule(self, spec: JobSpec) -> ServerSettings:
@@ -133,11 +135,17 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         elif moments is None:
             moments = begun(optimiser, layout.trained_count)
         folder = Folder(layout)
-        chosen = [each for each in commit.received if settings.takes(each, commit.job.spec)]
+        received = [recording.with_steps(job, each) for each in commit.received]
+        chosen = [each for each in received if settings.takes(each, commit.job.spec)]
         for request in chosen:
             _open(recording, folder, commit, request)
             folder.add(settings.weigh(request, commit.job.spec))
         other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
+        if folder.samples and folder.overflowed:
+            raise NothingToReplay(
+                f"under these settings round {commit.fact.round} of job {job} takes the model beyond the "
+                f"numbers of float32; lower learning_rate in [server]"
+            )
         left = sorted({each.device for each in commit.folded} - {each.device for each in chosen})
         row = {
             "version": commit.fact.version,
@@ -222,7 +230,9 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
 def _model(recording: Recording, job: str, digest: bytes) -> bytes:
     try:
         return recording.store.model(job, digest)
-    except (OSError, ValueError) as error:
+    except Altered as error:
+        raise NothingToReplay(str(error)) from error
+    except OSError as error:
         raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
 
 
@@ -232,7 +242,9 @@ def _moments(recording: Recording, commit: Commit, optimiser: ServerOptimiser) -
     try:
         for version in commit.job.versions[-1:]:
             recording.store.read_moments(commit.job.id, version.number, version.moments, moments)
-    except (OSError, ValueError) as error:
+    except Altered as error:
+        raise NothingToReplay(str(error)) from error
+    except OSError as error:
         raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
     return moments
 

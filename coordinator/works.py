@@ -55,7 +55,7 @@ class Works:
         self._queue.put_nowait(work)
 
     async def run(self) -> None:
-        """Work until cancelled. Raises OSError when the disk fails."""
+        """Work until cancelled. Raises OSError when the disk fails, `coordinator.store.Altered`."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 work = await self._queue.get()
@@ -151,7 +151,11 @@ class Works:
         if job.round is None or job.round.number != order.round or not job.round.closed:
             return
         folder, base = self._folder(job), job.round.base
-        model, moments = await self._ports.offload.run(self._finish, folder, job)
+        made = await self._ports.offload.run(self._finish, folder, job)
+        if made is None:
+            self._ledger.submit(WorkFailed(job=job.id, text=_overflow(job, order.round)))
+            return
+        model, moments = made
         version = len(job.versions)
         await self._ports.offload.run(
             self._store.offer, job.id, version, model, base, job.epoch, job.spec.chunk_bytes
@@ -168,13 +172,16 @@ class Works:
             )
         )
 
-    def _finish(self, folder: Folder, job: Job) -> tuple[bytes, bytes]:
-        """The digests of the next version and of what the server optimiser keeps; both are durable."""
+    def _finish(self, folder: Folder, job: Job) -> tuple[bytes, bytes] | None:
+        """The digests of the next version and of what the server optimiser keeps; both are durable. None if
+        they overflowed: nothing is written."""
         last = job.versions[-1]
         optimiser = server_optimiser(job.spec.server)
         moments = begun(optimiser, self._store.layout(job.id).trained_count)
         self._store.read_moments(job.id, last.number, last.moments, moments)
         model = folder.finish(self._store.model(job.id, last.model), optimiser, moments)
+        if folder.overflowed:
+            return None
         kept = self._store.put_moments(job.id, last.number + 1, moments)
         return self._store.put_model(job.id, [model]), kept
 
@@ -211,6 +218,14 @@ class Works:
             self._ledger.submit(
                 Committed(job=job.id, version=0, round=0, model=model, layout=layout, samples=0)
             )
+
+
+def _overflow(job: Job, round_: int) -> str:
+    return (
+        f"round {round_} takes the model, or what its server optimiser keeps, beyond the numbers of float32: "
+        f"lower server.learning_rate or update_norm_max ({job.spec.update_norm_max:g}), or set "
+        f"server.clip_norm, and submit it under another name"
+    )
 
 
 def _checked(order: Fold, looked: Looked) -> Checked:

@@ -16,10 +16,12 @@ from coordinator.exporting import NoSuchVersion
 from coordinator.keystore import KeysMissing
 from coordinator.onto import OntoRefused
 from coordinator.rekey import ExportRefused
+from coordinator.store import Altered
 from schemas.errors import WireError
 
 EXPECTED: Final = (
     AccessError,
+    Altered,
     BusError,
     CommandFailed,
     ConfigError,

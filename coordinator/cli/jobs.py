@@ -64,6 +64,8 @@ def list_jobs(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False)
 @jobs.command()
 def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
     """Show one job: state, rounds, and what it waits for."""
+    import msgspec
+
     from coordinator import history
     from coordinator.cli import show as showing
     from coordinator.cli.state import open_records, read_state
@@ -76,7 +78,7 @@ def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson
     if spec is None:  # its submission was pruned before the records were made
         spec = read_state(directory).jobs[job].spec
     if as_json:
-        print_json(view)
+        print_json(view | {"server": msgspec.to_builtins(spec.server)})
     else:
         showing.print_job(view, spec, directory)
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from coordinator.cli.output import print_lines, print_table
-from schemas.jobs import JobSpec
+from schemas.jobs import JobSpec, ServerSettings
 
 View = dict[str, Any]
 
@@ -19,10 +21,28 @@ COLUMNS: Final = ("round", "reports", "samples", "accuracy before", "seconds", "
 def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
     """For people. ``view`` is `coordinator.views.job` with ``history`` and ``troubles``."""
     print_lines(f"job {view['job']}: {view['state']}" + (f" ({view['reason']})" if view["reason"] else ""))
+    if spec is not None and spec.server != ServerSettings():
+        print_lines(_server(spec.server, view["history"]))
     if view["history"]:
         print_table("", COLUMNS, [_row(round_) for round_ in view["history"]])
     for line in (*_told(view["troubles"], view["job"], directory), *waiting(view, spec, directory)):
         print_lines(line)
+
+
+def _server(settings: ServerSettings, history: list[View]) -> str:
+    """What is not as it is without the table, and how often it clipped."""
+    told = {"optimiser": settings.optimiser, "learning_rate": f"{settings.rate:g}"}
+    told |= {
+        name: msgspec.json.encode(value).decode()
+        for name, value in msgspec.structs.asdict(settings).items()
+        if name not in told and value != getattr(ServerSettings(), name)
+    }
+    line = "server: " + ", ".join(f"{name} {value}" for name, value in told.items())
+    if settings.clip_norm is None:
+        return line
+    norms = [norm for round_ in history for norm in round_["norms"].values()]
+    longer = sum(norm > settings.clip_norm for norm in norms)
+    return f"{line} ({longer} of {len(norms)} changes were longer)"
 
 
 def waiting(view: View, spec: JobSpec | None, directory: Path) -> list[str]:

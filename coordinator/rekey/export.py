@@ -40,7 +40,7 @@ from coordinator.rekey.updates import Content, Updates
 from coordinator.setup import init
 from coordinator.snapshots import Snapshots
 from coordinator.state import State
-from coordinator.store import Store
+from coordinator.store import Altered, Store
 from coordinator.verify import verify
 from schemas.ids import transfer_id
 
@@ -70,7 +70,8 @@ def export(
     """Make ``target``, whole or not at all, with the settings ``config``. ``durable`` as `coordinator.verify`
     takes it: a coordinator may serve meanwhile. ``segment_bytes`` as of `broker.journal.Journal.open`.
 
-    Raises `ExportRefused`, `coordinator.keystore.KeysMissing`, `broker.journal.JournalError`, OSError.
+    Raises `ExportRefused`, `coordinator.store.Altered`, `coordinator.keystore.KeysMissing`,
+    `broker.journal.JournalError`, OSError.
     """
     files, draft = ports.files, target.with_name(f"{target.name}.new")
     for path in (target, draft):
@@ -163,7 +164,7 @@ class _Retelling:
         for (job, version), digest in found.moments.items():
             moments = np.frombuffer(self._files.read(self._was.moments_path(job, version)), "<f4")
             if self._store.put_moments(self._to.job(job), version, moments[np.newaxis]) != digest:
-                raise ValueError(f"{self._was.moments_path(job, version)} was altered: its digest is another")
+                raise Altered(self._was.moments_path(job, version))
 
     def _put_updates(self, found: Survey) -> None:
         for recipient, digest in found.updates:

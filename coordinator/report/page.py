@@ -130,9 +130,12 @@ def _training(report: Report) -> str:
 def _setting(report: Report) -> str:
     spec: dict[str, Any] = msgspec.to_builtins(report.job.spec)
     groups = {
-        "job": {key: value for key, value in spec.items() if key not in ("name", "config", "local")},
+        "job": {
+            key: value for key, value in spec.items() if key not in ("name", "config", "local", "server")
+        },
         "config": spec["config"],
         "local": spec["local"],
+        "server": spec["server"] | {"learning_rate": report.job.spec.server.rate},
     }
     lists = [
         f"<div><h3>{name}</h3><dl>"

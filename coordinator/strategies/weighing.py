@@ -10,6 +10,9 @@ change is divided by its effort a, and the mean multiplied by the mean effort:
     Δ = (Σ nₖ·aₖ / N) · Σ (nₖ / N)·δₖ / aₖ,  N = Σ nₖ
 
 For τ steps of SGD a is τ; with momentum ρ it is (τ - ρ·(1 - ρ^τ) / (1 - ρ)) / (1 - ρ).
+
+With both, ‖δ‖ is what it would be after all steps that the samples take: otherwise a device that claims
+fewer than it took would count more than ``clip_norm`` allows.
 """
 
 from __future__ import annotations
@@ -36,23 +39,29 @@ class Weight:
 
 def weigh(request: Request, server: ServerSettings, local: LocalSettings) -> Weight:
     """The weight of the update that answers ``request``, by what was recorded of it."""
+    effort, length = 1.0, request.norm
+    if server.normalised:
+        effort = _effort(request.steps, local.momentum)
+        length *= _effort(local.steps(request.samples), local.momentum) / effort
     clip = server.clip_norm
-    scale = clip / request.norm if clip is not None and request.norm > clip else 1.0
-    effort = _effort(request.steps, local.momentum) if server.normalised else 1.0
+    scale = clip / length if clip is not None and length > clip else 1.0
     return Weight(request.samples, scale, effort)
 
 
 def _effort(steps: int, momentum: float) -> float:
-    rest = 1.0 - momentum
-    return (steps - momentum * (1.0 - _power(momentum, steps)) / rest) / rest
+    """What the gradients of all steps count: the sum of 1 + ρ + … + ρ^(k-1) for k = 1 to τ.
 
-
-def _power(base: float, exponent: int) -> float:
-    """By squaring: the library's pow is rounded differently on different machines."""
-    result = 1.0
-    while exponent:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return result
+    By doubling, with nothing subtracted: the module's closed form comes to nothing where ρ is close to 1, and
+    the library's pow is rounded differently on different machines.
+    """
+    done, total = 0, 0.0
+    first, power = 0.0, 1.0  # what the first gradient counts, ρ^done
+    for bit in f"{steps:b}":
+        total += done * first + power * total
+        first += power * first
+        done, power = 2 * done, power * power
+        if bit == "1":
+            first += power
+            total += first
+            done, power = done + 1, power * momentum
+    return total

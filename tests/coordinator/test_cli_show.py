@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from broker.journal import Journal
 from broker.system import system_ports
@@ -14,6 +15,7 @@ from coordinator.cli.main import main
 from coordinator.effects import Fold
 from coordinator.keystore import load_identity
 from schemas.events import Decline
+from schemas.jobs import ServerSettings
 from tests.coordinator.drive import Drive, checked, job_spec, started
 
 Capsys = pytest.CaptureFixture[str]
@@ -77,6 +79,24 @@ def test_a_job_that_waits_for_its_first_cohort_says_for_how_many_and_until_when(
     assert state == "job job: running"
     assert "waits for devices that allow task vision: begins with 3 of them, or after 90 s with 2" in waits
     assert f"fedbus-coordinator devices list --dir {home}" in waits
+
+
+def test_a_server_optimiser_is_told_with_what_it_clipped(home: Path, capsys: Capsys) -> None:
+    server = ServerSettings(optimiser="fedadam", clip_norm=0.5)
+    drive = Drive()
+    drive.enrol("a", "b")
+    drive.submit(replace(job_spec(cohort=2), server=server))
+    drive.settle()
+    for device in "ab":
+        drive.update(device)
+    drive.settle()
+    record(home, drive)
+    told = shown(home, capsys)[1]
+    assert told == "server: optimiser fedadam, learning_rate 0.1, clip_norm 0.5 (2 of 2 changes were longer)"
+    assert main(["jobs", "show", "job", "--json", "--dir", str(home)]) == 0
+    view = json.loads(capsys.readouterr().out)
+    assert view["server"]["optimiser"] == "fedadam"
+    assert view["history"][0]["norms"] == {"a": 1.0, "b": 1.0}
 
 
 def test_declines_and_rejections_of_rounds_long_closed_are_told_with_their_reasons(

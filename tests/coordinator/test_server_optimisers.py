@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from broker.ports import Ports
 from coordinator.recording import Recording
 from coordinator.replay import replay
+from coordinator.store import Altered
 from coordinator.strategies import begun, server_optimiser
 from coordinator.whatif import Settings, blame, what_if
 from schemas import events as e
@@ -116,20 +117,52 @@ def test_what_is_kept_has_its_digest_in_the_log() -> None:
     assert len({fact.moments for fact in kept}) == 1 + ROUNDS
 
 
-def test_altered_moments_end_the_coordinator_with_the_files_name() -> None:
-    altered: list[Path] = []
-
+@pytest.mark.parametrize(("kept", "told"), [(3, "altered"), (None, "missing"), (64, "altered")])
+def test_moments_that_are_not_what_they_were_end_the_coordinator_with_file_and_remedy(
+    kept: int | None, told: str
+) -> None:
     async def alter(fed: Federation, tasks: asyncio.TaskGroup) -> None:
-        path = HOME / "models" / "job" / "000001.moments"
-        if not altered:
-            altered.append(path)
-            file = fed.ports.files.open(path)
-            file.write_at(3, b"\x7f")
+        path, files = HOME / "models" / "job" / "000001.moments", fed.ports.files
+        data = files.read(path)
+        files.remove(path)
+        if kept is not None:
+            file = files.open(path, create=True)
+            file.append(memoryview(data[:kept] + b"\x7f" if kept < len(data) else data + b"\x7f"))
             file.close()
 
     with pytest.raises(ExceptionGroup) as caught:
         recorded(alter)
-    assert caught.group_contains(ValueError, match=r"000001\.moments was altered", depth=None)
+    assert caught.group_contains(Altered, match=rf"000001\.moments .*{told}.*restore", depth=None)
+
+
+@pytest.mark.parametrize(
+    ("server", "changes"),
+    [
+        ({"optimiser": "fedadagrad"}, [9e18] * 5),  # the sum of squares
+        ({"optimiser": "fedadam", "beta_2": 0.0, "tau": 1e-300}, [1e-20, 0.0]),  # the quotient
+    ],
+)
+def test_a_job_whose_numbers_overflow_fails_and_keeps_its_last_version(
+    server: dict[str, Any], changes: list[float]
+) -> None:
+    ports = sim_ports()
+
+    async def play() -> None:
+        async with federation(HOME, ports, COUNT) as fed:
+            device = await fed.device("d0")
+            await fed.command("submit", spec=spec(rounds=9, update_norm_max=1e30, server=server))
+            for change in changes:
+                request = await device.next(e.TrainingRequest)
+                await device.answer(request, np.array([change, *[0.0] * (COUNT - 1)], np.float32))
+                await device.next(e.Verdict)
+            await device.next(e.JobFinished)
+            assert fed.job("job").state == "failed"
+            assert "server.learning_rate" in fed.job("job").reason
+
+    virtual_loop.run(play)
+    assert len(models(ports)) == len(changes)
+    assert all(np.isfinite(model).all() for model in models(ports))
+    assert replay(ports, HOME)["equal"]
 
 
 def test_under_the_recorded_optimiser_no_version_differs() -> None:

@@ -49,7 +49,13 @@ def test_a_longer_change_is_scaled_down_and_a_shorter_one_left_alone() -> None:
 def test_the_effort_is_the_sum_of_what_each_gradient_counts(steps: int, momentum: float) -> None:
     counts = [sum(momentum**later for later in range(steps - step)) for step in range(steps)]
     effort = weigh(request(steps=steps), NOVA, LocalSettings(momentum=momentum)).effort
-    assert effort == pytest.approx(sum(counts), rel=1e-6)
+    assert effort == pytest.approx(sum(counts), rel=1e-12)
+
+
+def test_with_a_momentum_that_forgets_nothing_the_effort_is_not_lost_to_rounding() -> None:
+    for momentum in (1 - 1e-8, 1 - 2**-53):
+        told = [weigh(request(steps=steps), NOVA, LocalSettings(momentum=momentum)) for steps in (1, 3, 1000)]
+        assert [weight.effort for weight in told] == pytest.approx([1, 6, 1000 * 1001 / 2], rel=1e-4)
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 50)), min_size=1, max_size=6))
@@ -90,6 +96,14 @@ def test_fednova_comes_to_the_optimum_where_fedavg_comes_to_another_point() -> N
     coarse, fine = (abs(fixed_point(NOVA, rate) - BEST) for rate in rates)
     assert fine < 0.06
     assert fine == pytest.approx(coarse / 2, rel=0.15)
+
+
+@pytest.mark.parametrize("claimed", [1, 5, 100])
+def test_fewer_steps_claimed_than_samples_take_make_no_clipped_change_count_more(claimed: int) -> None:
+    """Both took 100 steps of one sample each; the second claims fewer, so that less divides its change."""
+    bounded, local = ServerSettings(normalised=True, clip_norm=2.0), LocalSettings(batch_size=1)
+    honest, liar = (weigh(request(100, norm=2.0, steps=n), bounded, local) for n in (100, claimed))
+    assert liar.of_change == pytest.approx(honest.of_change)
 
 
 def test_a_norm_to_clip_to_above_the_norm_that_is_rejected_is_refused() -> None:

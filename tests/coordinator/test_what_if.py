@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_under_the_recorded_settings_no_version_differs(
         ('weights = "equal"', [-1 / 3, 1 / 3, 1 / 3, 0]),
         ("update_norm_max = 2.0", [3 / 3, 1 / 3, 2 / 3, 0]),
         ("clip_norm = 1.5", [(3 - 1.5) / 4, 1 / 4, 2 / 4, 0]),
+        ("server = { normalised = true }", [0, 1 / 4, 2 / 4, 0]),
     ],
 )
 def test_other_settings_part_the_models_by_what_they_change(
@@ -108,3 +110,20 @@ def test_blame_ranks_first_who_pulled_against_the_others(
     assert devices[0]["cosine"] == pytest.approx(-3 / np.linalg.norm([3, 1, 2]), rel=1e-6)
     without = np.array([3 / 3, 1 / 3, 2 / 3, 0])
     assert devices[0]["change"] == pytest.approx(np.linalg.norm(without - [0, 1 / 4, 2 / 4, 0]), rel=1e-6)
+
+
+def test_a_model_that_was_altered_is_told_in_one_line_with_the_remedy(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(home, copy, ignore=shutil.ignore_patterns("*.sock"))
+    for model in copy.glob("models/job/*.model"):
+        model.write_bytes(model.read_bytes()[:-1] + b"?")
+    for command in (
+        ["models", "export", "job", str(tmp_path / "out.safetensors")],
+        ["journal", "export", str(tmp_path / "out"), "--rekey"],
+    ):
+        assert main([*command, "--dir", str(copy)]) == 1
+        told = capsys.readouterr().err
+        assert ".model was altered" in told
+        assert "restore it from a backup" in told

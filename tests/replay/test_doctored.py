@@ -35,7 +35,10 @@ Capsys = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return unpack(RECORDING, tmp_path / "home")
+    """As this fedbus writes it: entries of older ones lack fields, and written anew have other heads."""
+    made = unpack(RECORDING, tmp_path / "home")
+    rewrite(FILES, made, lambda entries: None, receipts=True)
+    return made
 
 
 def asked(capsys: Capsys, *arguments: str) -> str:
