@@ -28,6 +28,7 @@ from tests.coordinator.onto_stories import (
     CONFIG,
     MAX,
     Story,
+    adaptive,
     chance,
     confused,
     crowded,
@@ -53,6 +54,15 @@ def test_a_long_history_played_again_ends_with_the_recorded_digest(tmp_path: Pat
     assert document["rejected"] == {"finite": 1, "late": 1, "layout": 1, "malformed": 1}
     assert document["declined"] == {"as recorded": 1, "no answer was recorded": 4}
     assert document["final"]["version"] == 6
+    begun, recorded = (replay(ports, folder)["jobs"]["job-1"] for folder in (told.with_name("begun"), told))
+    assert [one["computed"] for one in begun] == [one["recorded"] for one in recorded]
+
+
+def test_a_job_with_a_server_optimiser_leads_to_the_recorded_digest(tmp_path: Path) -> None:
+    told, ports = told_of(tmp_path, adaptive)
+    report, _ = played(told, ports)
+    assert report.equal, report.document()
+    assert (report.accepted, report.final and report.final["version"]) == (6, 3)
     begun, recorded = (replay(ports, folder)["jobs"]["job-1"] for folder in (told.with_name("begun"), told))
     assert [one["computed"] for one in begun] == [one["recorded"] for one in recorded]
 
