@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -131,6 +132,25 @@ def test_a_build_that_rejects_what_was_folded_is_found(
     ]
     assert "no request for round 2" in report.stopped
     assert "device-1" in report.stopped
+
+
+def test_a_build_that_rejects_for_another_reason_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, ports = told_of(tmp_path, confused)
+    look = works.look
+
+    def otherwise(*of: Any) -> Looked:
+        seen = look(*of)
+        return replace(seen, problem="norm: too odd") if seen.problem.startswith("base") else seen
+
+    monkeypatch.setattr(works, "look", otherwise)
+    report, _ = played(told, ports)
+    assert report.rejected == {"norm": 2, "job": 2}
+    assert [(row["round"], row["what"], row["played"]) for row in report.differing] == [
+        (1, "verdict", "norm: too odd"),
+        (2, "verdict", "norm: too odd"),
+    ]
 
 
 def test_whoever_is_asked_without_a_recorded_answer_declines_and_is_counted(
