@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from coordinator import rounds, works
-from coordinator.fold import Folder, Looked
+from coordinator.fold import Folder, Looked, look
 from coordinator.onto import OntoRefused
 from coordinator.onto.play import play_devices
 from coordinator.onto.source import Source
@@ -138,7 +138,6 @@ def test_a_build_that_rejects_for_another_reason_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, ports = told_of(tmp_path, confused)
-    look = works.look
 
     def otherwise(*of: Any) -> Looked:
         seen = look(*of)
