@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import Final
 
+import msgspec
 import numpy as np
 
 from coordinator.onto.report import Report
 from coordinator.rekey.updates import Found
 from schemas.events import Update
+
+SAID: Final = ("job", "request", "base", "vectors", "samples", "steps", "content")
+"""What an update says that follows from the request; times don't, and measures are under other names here."""
 
 
 def compare(
@@ -26,8 +31,15 @@ def compare(
     if recorded != content:
         digests = [sha256(data).hexdigest() for data in (recorded, content)]
         report.differs(round_, device, "update", *digests, **_distance(recorded, content))
-    if found.update.samples != played.samples:
-        report.differs(round_, device, "samples", found.update.samples, played.samples)
+    for name in SAID:
+        told = [_plain(getattr(update, name)) for update in (found.update, played)]
+        if told[0] != told[1] and (name != "content" or recorded == content):
+            report.differs(round_, device, name, *told)
+
+
+def _plain(value: object) -> object:
+    """As a report has it."""
+    return value.hex() if isinstance(value, bytes) else msgspec.to_builtins(value)
 
 
 def _distance(recorded: bytes, content: bytes) -> dict[str, float]:

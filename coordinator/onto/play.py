@@ -196,8 +196,8 @@ class _Stage:
             self.report.accepted += 1
         else:
             self.report.rejected[kind_of(verdict.reason)] += 1
-        if verdict.folded != step.folded:
-            told = [one.reason or "folded" for one in (step, verdict)]
+        told = ["folded" if one.folded else one.reason for one in (step, verdict)]
+        if kind_of(told[0]) != kind_of(told[1]):
             self.report.differs(step.round, name, "verdict", *told)
 
     async def _compare(self) -> None:

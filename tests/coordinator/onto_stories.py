@@ -129,6 +129,21 @@ async def crowded(fed: Federation) -> None:
     await asyncio.sleep(1)
 
 
+async def adaptive(fed: Federation) -> None:
+    """A server optimiser keeps something from each of three rounds to the next."""
+    devices = [await fed.device(name) for name in ("press-07", "press-08")]
+    server = {"optimiser": "fedadam", "learning_rate": 0.5}
+    await fed.command("submit", spec=spec(rounds=3, cohort=2, min_reports=2, server=server))
+    rng = np.random.default_rng(5)
+    for _ in range(3):
+        for device in devices:
+            request = await device.next(e.TrainingRequest)
+            await device.answer(request, rng.standard_normal(COUNT, dtype=np.float32))
+            await device.next(e.Verdict)
+    await devices[0].next(e.JobFinished)
+    await asyncio.sleep(1)
+
+
 async def confused(fed: Federation) -> None:
     """One device trains on another model than it was asked to, one answers another request."""
     devices = [await fed.device(name) for name in ("press-07", "press-08", "press-09")]

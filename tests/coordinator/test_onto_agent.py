@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as with_fields
 
 from broker.memory import MemoryBroker, MemoryBus
 from broker.ports import Ports
@@ -44,8 +47,9 @@ ROUNDS = 3
 SMALL, CHUNKED = 10, 40_000
 
 
-def trains(ports: Ports, count: int, factor: float = 1.0, cut: int = 0) -> Answer:
-    """A worker whose update follows from what it is asked; times ``factor``, and ``cut`` bytes short."""
+def trains(ports: Ports, count: int, factor: float = 1.0, cut: int = 0, **says: Any) -> Answer:
+    """A worker whose update follows from what it is asked; times ``factor``, ``cut`` bytes short, and with
+    what it ``says`` otherwise."""
 
     def answer(data: bytes) -> bytes | None:
         order = work.decode_order(data[work.FRAME.size :])
@@ -65,7 +69,7 @@ def trains(ports: Ports, count: int, factor: float = 1.0, cut: int = 0) -> Answe
             evaluation={},
             content=sha256(delta).digest(),
         )
-        sealed = seal_update(ports, order, update, delta)
+        sealed = seal_update(ports, order, with_fields(update, **says), delta)
         trained = work.Trained(
             clear=sealed.clear, seal=sealed.seal, samples=7, steps=1, train_s=0.0, metrics={}, evaluation={}
         )
@@ -177,6 +181,31 @@ def test_a_build_whose_updates_are_cut_short_is_told_of(tmp_path: Path, count: i
     assert report.stopped == ""
     assert [row["what"] for row in report.differing] == ["answer"] * ROUNDS
     assert report.rejected == {"malformed": ROUNDS}
+
+
+@pytest.mark.parametrize(
+    ("field", "recorded_as", "says"),
+    [
+        ("steps", 1, 2),
+        ("samples", 7, 8),
+        ("request", None, 99),
+        ("base", None, bytes(32)),
+        ("job", "job-1", "job-2"),
+        ("content", None, bytes(32)),
+        ("vectors", None, [Vector("other", SMALL)]),
+    ],
+)
+def test_a_build_whose_updates_say_something_else_is_told_of(
+    tmp_path: Path, field: str, recorded_as: object, says: object
+) -> None:
+    told, ports = recorded(tmp_path, SMALL)
+    folder = told / "devices" / "device-1"
+    build = Build(ports, folder, lambda own: trains(own, SMALL, **{field: says}), "task-1")
+    report = asked(told, ports, build)
+    assert [row["what"] for row in report.differing] == [field] * ROUNDS
+    row = report.differing[0]
+    json.dumps(report.document())
+    assert recorded_as is None or (row["recorded"], row["played"]) == (recorded_as, says)
 
 
 def test_a_build_that_declines_what_was_trained_is_told_of(tmp_path: Path) -> None:

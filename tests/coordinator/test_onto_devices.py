@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
 
 from coordinator import rounds, works
-from coordinator.fold import Folder, Looked
+from coordinator.fold import Folder, Looked, look
 from coordinator.onto import OntoRefused
 from coordinator.onto.play import play_devices
 from coordinator.onto.source import Source
@@ -28,6 +29,7 @@ from tests.coordinator.onto_stories import (
     CONFIG,
     MAX,
     Story,
+    adaptive,
     chance,
     confused,
     crowded,
@@ -53,6 +55,15 @@ def test_a_long_history_played_again_ends_with_the_recorded_digest(tmp_path: Pat
     assert document["rejected"] == {"finite": 1, "late": 1, "layout": 1, "malformed": 1}
     assert document["declined"] == {"as recorded": 1, "no answer was recorded": 4}
     assert document["final"]["version"] == 6
+    begun, recorded = (replay(ports, folder)["jobs"]["job-1"] for folder in (told.with_name("begun"), told))
+    assert [one["computed"] for one in begun] == [one["recorded"] for one in recorded]
+
+
+def test_a_job_with_a_server_optimiser_leads_to_the_recorded_digest(tmp_path: Path) -> None:
+    told, ports = told_of(tmp_path, adaptive)
+    report, _ = played(told, ports)
+    assert report.equal, report.document()
+    assert (report.accepted, report.final and report.final["version"]) == (6, 3)
     begun, recorded = (replay(ports, folder)["jobs"]["job-1"] for folder in (told.with_name("begun"), told))
     assert [one["computed"] for one in begun] == [one["recorded"] for one in recorded]
 
@@ -121,6 +132,24 @@ def test_a_build_that_rejects_what_was_folded_is_found(
     ]
     assert "no request for round 2" in report.stopped
     assert "device-1" in report.stopped
+
+
+def test_a_build_that_rejects_for_another_reason_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, ports = told_of(tmp_path, confused)
+
+    def otherwise(*of: Any) -> Looked:
+        seen = look(*of)
+        return replace(seen, problem="norm: too odd") if seen.problem.startswith("base") else seen
+
+    monkeypatch.setattr(works, "look", otherwise)
+    report, _ = played(told, ports)
+    assert report.rejected == {"norm": 2, "job": 2}
+    assert [(row["round"], row["what"], row["played"]) for row in report.differing] == [
+        (1, "verdict", "norm: too odd"),
+        (2, "verdict", "norm: too odd"),
+    ]
 
 
 def test_whoever_is_asked_without_a_recorded_answer_declines_and_is_counted(
