@@ -199,8 +199,8 @@ def test_a_build_whose_updates_say_something_else_is_told_of(
     tmp_path: Path, field: str, recorded_as: object, says: object
 ) -> None:
     told, ports = recorded(tmp_path, SMALL)
-    folder = told / "devices" / "device-1"
-    build = Build(ports, folder, lambda own: trains(own, SMALL, **{field: says}), "task-1")
+    folder, said = told / "devices" / "device-1", dict[str, Any]({field: says})
+    build = Build(ports, folder, lambda own: trains(own, SMALL, **said), "task-1")
     report = asked(told, ports, build)
     assert [row["what"] for row in report.differing] == [field] * ROUNDS
     row = report.differing[0]
