@@ -56,7 +56,7 @@ def play_onto(
 
     # What goes wrong with a connection is told once, in the end.
     logging.getLogger("broker").addHandler(logging.NullHandler())
-    ports, authority = system_ports(), ca.read_text() if ca else ""
+    ports, authority = system_ports(), _authority(ca)
     if not device:
         check_device_url(url)
     source = Source(ports, directory, authority)
@@ -85,6 +85,14 @@ def play_onto(
         problems.append(f"the last version ({report.final['version']}) is not the recorded one")
     if problems:
         raise Failed("; ".join(problems))
+
+
+def _authority(path: Path | None) -> str:
+    try:
+        return path.read_text() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no text"
+        raise UsageFault(f"--ca {path}: {why}; name the PEM file") from error
 
 
 def _print(document: dict[str, Any]) -> None:

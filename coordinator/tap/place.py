@@ -111,7 +111,8 @@ def read_known(files: Files, directory: Path) -> Known:
     try:
         found = msgspec.json.decode(files.read(path), type=Known)
         check_federation(found.federation)
-    except msgspec.DecodeError as error:
+        found.keys()
+    except (msgspec.DecodeError, ConfigError, WireError) as error:
         raise ConfigError(f"{path}: damaged ({error}); restore it from a backup") from error
     return found
 

@@ -129,6 +129,12 @@ def test_what_is_not_there_is_refused_by_name(
     assert part in capsys.readouterr().err
 
 
+def test_an_authority_that_is_no_text_is_refused_by_name(told: Path, capsys: Capsys, tmp_path: Path) -> None:
+    (tmp_path / "ca.der").write_bytes(b"\x30\x82\xff")
+    assert main(["replay", str(told), "--onto", URL, "--ca", str(tmp_path / "ca.der")]) == 2
+    assert "ca.der: no text; name the PEM file" in capsys.readouterr().err
+
+
 def test_a_federations_own_keys_are_refused(told: Path, capsys: Capsys) -> None:
     home = told.with_name("home")
     for arguments in (["replay", str(home), "--onto", URL], ["journal", "stage", "x", "--dir", str(home)]):

@@ -21,7 +21,7 @@ from coordinator.entries import Message, Sent, Turned, decode_entry
 from coordinator.fold import read_envelope, stored_name
 from coordinator.inputs import JoinAsked, Moment
 from coordinator.tap.entries import DOWN, UP, Listening, Passed, entry_of
-from coordinator.tap.place import Known
+from coordinator.tap.place import MARK, Known, read_known
 from coordinator.tap.read import verify
 from coordinator.tap.record import Recorded, recording
 from schemas import events as e
@@ -185,6 +185,15 @@ def test_the_recording_of_another_federation_is_refused(tmp_path: Path) -> None:
     words = "holds a recording of federation 0000"
     with pytest.raises(ConfigError, match=words), recording(ports, folder, other):
         pass
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"federation": "ff"}', '{"federation": "%s", "key_set": "AAAA"}' % ("00" * 16)]
+)
+def test_a_damaged_mark_is_told_with_its_name(text: str, tmp_path: Path) -> None:
+    (tmp_path / MARK).write_text(text)
+    with pytest.raises(ConfigError, match=r"tap\.json: damaged \(.*restore it from a backup"):
+        read_known(system_ports().files, tmp_path)
 
 
 def test_what_is_larger_than_any_message_of_ours_is_recorded_by_its_size_and_beginning() -> None:
