@@ -26,6 +26,7 @@ from schemas.ids import DIGEST_BYTES, key_id
 SAID_BY: Final[dict[type[f.Fact], type[Input]]] = {f.UpdateJudged: Checked, f.VersionCommitted: Committed}
 """Facts that repeat what their input says, field by field."""
 
+RECEIPT: Final = str(Receipt.__struct_config__.tag).encode()
 NO_ENTRIES: Final = b"\x90"  # an empty array
 UNKNOWN: Final = "it tells of something that the log does not have"
 """Of an entry that cannot be applied."""
@@ -48,7 +49,7 @@ class Agreement:
         else:
             self._lasts.append(index)
             self._heads += head
-        if not isinstance(entry, Sent):
+        if not isinstance(entry, Sent) or RECEIPT not in entry.inner:  # the others need no decoding
             return ""
         event = decode_from_coordinator(entry.inner)
         return self._receipt(entry.device, event) if isinstance(event, Receipt) else ""
