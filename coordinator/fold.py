@@ -199,7 +199,7 @@ class Folder:
         self._settle()
         return self._sum
 
-    def finish(self, base: bytes, optimiser: ServerOptimiser, moments: Moments) -> bytearray:
+    def finish(self, base: bytes | bytearray, optimiser: ServerOptimiser, moments: Moments) -> bytearray:
         """The next model's bytes: ``base`` with its trained part moved by what ``optimiser`` makes of the
         weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place."""
         self._settle()

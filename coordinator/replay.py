@@ -80,7 +80,8 @@ class Refold:
     def __init__(self, recording: Recording, job: str) -> None:
         self._recording = recording
         self._job = job
-        self._model: bytes | None = b""
+        self._folder: Folder | None = None
+        self._model: bytes | bytearray | None = b""
         self._moments: Moments | None = None
         self._follows: Known | None = None  # the version that is taken from its files when it is needed
         self._broken = False  # the round that was open there lost updates
@@ -135,7 +136,8 @@ class Refold:
                 self._take(self._follows, self._moments)
             except (OSError, ValueError) as error:
                 return 0, [f"the version before: {error}"]
-        folder = Folder(layout)
+        folder = self._folder = self._folder or Folder(layout)
+        folder.clear()
         problems = []
         for request in commit.folded:
             problem = self._recording.open(folder, commit.job, request)
@@ -144,7 +146,7 @@ class Refold:
             else:
                 folder.add(weigh(request, commit.job.spec.server, commit.job.spec.local))
         if folder.samples:
-            self._model = bytes(folder.finish(self._model or b"", optimiser, self._moments))
+            self._model = folder.finish(self._model or b"", optimiser, self._moments)
             if digest_of(self._moments) != commit.fact.moments:
                 problems.append("what the server optimiser keeps for the next round differs")
         return folder.folded, problems
