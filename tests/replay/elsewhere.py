@@ -79,9 +79,8 @@ def without_effect(here: Told, there: Told, environment: Mapping[str, str]) -> l
 
 
 def install(python: str, folder: Path) -> Place:
-    """fedbus for coordinators, from a wheel that is built here, in an environment of its own."""
-    wheel = build_wheel(folder)
-    environment = folder / f"environment-{Path(python).name}"
+    """fedbus for coordinators, from a wheel that is built here, in an environment in ``folder``."""
+    wheel, environment = build_wheel(folder), folder / "environment"
     subprocess.run([python, "-m", "venv", str(environment)], check=True)
     program, constraints = environment / "bin" / "python", str(ROOT / "constraints.txt")
     pip = [str(program), "-m", "pip", "install", "--quiet", "-c", constraints]
@@ -95,7 +94,7 @@ def compare(directories: Sequence[Path], pythons: Sequence[str]) -> list[str]:
     wrong = [f"{name} differs from its record" for name, one in here["replays"].items() if not one["equal"]]
     _tell("here", here)
     with TemporaryDirectory(prefix="fedbus-elsewhere-") as name:
-        others = [install(python, Path(name)) for python in pythons]
+        others = [install(python, Path(name) / str(number)) for number, python in enumerate(pythons)]
         for place in [*places(here["features"]), *others]:
             there = replay_at(place, directories)
             _tell(place.name, there)
