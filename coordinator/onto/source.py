@@ -67,9 +67,9 @@ class Source:
         self._files = files = ports.files
         self.identity = load_identity(files, directory)
         self.names = files.names(directory / devices.FOLDER)
-        if not self.names or self.device(self.names[0]).root != self.identity.root:
+        if not files.exists(directory / devices.MARK):
             raise OntoRefused(
-                f"{directory} is no re-keyed export (it has no throw-away keys of devices), and a "
+                f"{directory} is no re-keyed export (it has no file `{devices.MARK}`), and a "
                 f"federation's own keys are never played; make one with `fedbus-coordinator journal export "
                 f"--rekey TARGET --dir {directory}`, and name TARGET"
             )

@@ -25,6 +25,8 @@ from schemas.ids import DeviceId
 from schemas.keys import Certificate, Kind, open_key_set, sign_struct
 
 FOLDER: Final = "devices"
+MARK: Final = "rekeyed"
+"""Tells an export from the directory of a demo, whose agents lie in it, too."""
 
 
 def put_devices(
@@ -52,6 +54,7 @@ def put_devices(
             if config.broker.startswith("embedded:"):
                 broker = embedded_broker(ports, directory, config)
                 EmbeddedAccess(ports, broker, ours.federation).put(DeviceId(name), password)
+    write_atomic(ports.files, directory / MARK, b"all keys here were made for this recording\n", mode=0o644)
 
 
 def _document(

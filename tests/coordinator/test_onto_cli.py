@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from coordinator.cli.main import main
 from coordinator.config import Config
 from coordinator.onto import ask, play
 from coordinator.onto.report import Report, percentile
+from coordinator.rekey.devices import MARK
 from coordinator.rekey.export import export
 from tests.replay.history import record, unsynced
 
@@ -133,6 +135,17 @@ def test_an_authority_that_is_no_text_is_refused_by_name(told: Path, capsys: Cap
     (tmp_path / "ca.der").write_bytes(b"\x30\x82\xff")
     assert main(["replay", str(told), "--onto", URL, "--ca", str(tmp_path / "ca.der")]) == 2
     assert "ca.der: no text; name the PEM file" in capsys.readouterr().err
+
+
+def test_a_folder_with_agents_in_it_that_is_no_export_is_refused(
+    told: Path, capsys: Capsys, tmp_path: Path
+) -> None:
+    """As a demo's is."""
+    demo = tmp_path / "demo"
+    shutil.copytree(told, demo)
+    (demo / MARK).unlink()
+    assert main(["replay", str(demo), "--onto", URL]) == 1
+    assert f"{demo} is no re-keyed export" in capsys.readouterr().err
 
 
 def test_a_federations_own_keys_are_refused(told: Path, capsys: Capsys) -> None:
