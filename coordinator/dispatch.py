@@ -153,7 +153,7 @@ class Dispatch:
         previous = job.versions[-2].model if len(job.versions) > 1 else NO_VERSION
         offered = self._store.offer(job_id, version.number, version.model, previous, job.epoch)
         spec = job.spec
-        local = replace_field(spec.local, seed=_seed(spec.seed, job_id, device, request.round))
+        local = spec.local.in_round(request.round, _seed(spec.seed, job_id, device, request.round))
         return TrainingRequest(
             job=job_id,
             request=number,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,8 @@ from coordinator.fold import Folder
 from coordinator.state import Request
 from coordinator.strategies import Weight, begun, server_optimiser, weigh
 from schemas.errors import JobRefused
-from schemas.jobs import LocalSettings, ServerSettings, parse_job
+from schemas.jobs import LocalPlan, LocalSettings, ServerSettings, parse_job
+from schemas.schedules import Schedule
 from tests.coordinator.stored_updates import Sender, layout_of, read
 from tests.standin import spec
 
@@ -56,6 +59,29 @@ def test_with_a_momentum_that_forgets_nothing_the_effort_is_not_lost_to_rounding
     for momentum in (1 - 1e-8, 1 - 2**-53):
         told = [weigh(request(steps=steps), NOVA, LocalSettings(momentum=momentum)) for steps in (1, 3, 1000)]
         assert [weight.effort for weight in told] == pytest.approx([1, 6, 1000 * 1001 / 2], rel=1e-4)
+
+
+@given(
+    steps=st.integers(1, 300),
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    pull=st.floats(1e-6, 0.9),
+)
+def test_what_held_steps_back_makes_their_effort_less(steps: int, momentum: float, pull: float) -> None:
+    local = LocalSettings(learning_rate=0.5, momentum=momentum, proximal=2 * pull)
+    speed = way = 0.0
+    for _ in range(steps):
+        speed = momentum * speed + 1.0 - pull * way
+        way += speed
+    assert weigh(request(steps=steps), NOVA, local).effort == pytest.approx(way, rel=1e-9)
+    if not momentum:
+        assert way == pytest.approx((1 - (1 - pull) ** steps) / pull, rel=1e-9)
+
+
+def test_the_proximal_pull_is_that_of_the_rounds_own_rate() -> None:
+    plan = LocalPlan(proximal=1.0, schedule=Schedule(kind="step", rounds=1, factor=0.5))
+    second = LocalSettings(proximal=1.0, learning_rate=0.05)
+    asked = replace(request(steps=9), round=2)
+    assert weigh(asked, NOVA, plan) == weigh(asked, NOVA, second) != weigh(request(steps=9), NOVA, plan)
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 50)), min_size=1, max_size=6))
