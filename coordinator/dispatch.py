@@ -153,7 +153,7 @@ class Dispatch:
         previous = job.versions[version.number - 1].model if version.number else NO_VERSION
         offered = self._store.offer(job_id, version.number, version.model, previous, job.epoch)
         spec = job.spec
-        local = replace_field(spec.local, seed=_seed(job, request))
+        local = spec.local.in_round(request.round, _seed(job, request))
         return TrainingRequest(
             job=job_id,
             request=number,

@@ -128,7 +128,7 @@ class Refold:
 
     def _fold(self, commit: Commit) -> tuple[int, list[str]]:
         layout = self._recording.store.layout(self._job)
-        optimiser = server_optimiser(commit.job.spec.server)
+        optimiser = server_optimiser(commit.job.spec.server, commit.fact.version)
         if self._moments is None:
             self._moments = begun(optimiser, layout.trained_count)
         if self._model is None and self._follows is not None:

@@ -131,7 +131,7 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         layout = layout or recording.store.layout(job)
         recorded = _model(recording, job, commit.fact.model)
         base = recorded if commit.fact.round == 0 else _model(recording, job, _base(commit))
-        optimiser = server_optimiser(settings.rule(commit.job.spec))
+        optimiser = server_optimiser(settings.rule(commit.job.spec), commit.fact.version)
         if settings.server is None or settings.server == commit.job.spec.server:
             moments = _moments(recording, commit, optimiser)
         elif moments is None:
@@ -197,7 +197,7 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
     layout = recording.store.layout(job)
     step = _step(base, recorded, layout.trained_count)
     folder = Folder(layout)
-    optimiser = server_optimiser(commit.job.spec.server)
+    optimiser = server_optimiser(commit.job.spec.server, commit.fact.version)
     if len(commit.folded) < 2:
         raise NothingToReplay(
             f"round {round_} of job {job} folded one update: there is nobody to compare it with"

@@ -183,7 +183,7 @@ class Works:
         """The digests of the next version and of what the server optimiser keeps; both are durable. None if
         they overflowed: nothing is written."""
         last = job.versions[-1]
-        optimiser = server_optimiser(job.spec.server)
+        optimiser = server_optimiser(job.spec.server, last.number + 1)
         moments = begun(optimiser, self._store.layout(job.id).trained_count)
         self._store.read_moments(job.id, last.number, last.moments, moments)
         model = folder.finish(self._store.model(job.id, last.model), optimiser, moments)

@@ -6,10 +6,13 @@ import re
 from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
+from msgspec.structs import force_setattr, replace
 
 from schemas.errors import JobRefused
 from schemas.ids import checked_name
 from schemas.limits import CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, COHORT_MAX
+from schemas.schedules import Schedule
 
 Scalar = str | int | float | bool | None
 TaskConfig = dict[str, Scalar | list[str | int | float]]
@@ -24,6 +27,9 @@ class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How a device trains in one round: SGD on its own data.
 
     ``steps_max`` bounds the optimiser steps (0: no bound). ``seed`` fixes the order of the batches.
+    ``proximal`` is μ of FedProx (Li et al. 2020, "Federated optimization in heterogeneous networks",
+    equation 2): each gradient has μ·(w - w₀) added, w₀ the model that came. It is left out where it is 0:
+    releases that do not know it refuse it.
     """
 
     epochs: Positive = 1
@@ -33,11 +39,40 @@ class LocalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1e4)] = 0.0
     steps_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    proximal: Annotated[float, msgspec.Meta(ge=0, le=1e4)] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if self.proximal == 0:
+            force_setattr(self, "proximal", UNSET)
+
+    @property
+    def mu(self) -> float:
+        """``proximal``, 0 where it is not set."""
+        return self.proximal or 0.0
+
+    def rate(self, round_: int) -> float:
+        """The learning rate in round ``round_``, counted from 1."""
+        return self.learning_rate
 
     def steps(self, samples: int) -> int:
         """Optimiser steps that training on so many samples takes."""
         steps = self.epochs * -(-samples // self.batch_size)
         return min(steps, self.steps_max) if self.steps_max else steps
+
+
+class LocalPlan(LocalSettings, frozen=True, kw_only=True):
+    """What a job says about local training: the settings, and how they change. Stays at the coordinator."""
+
+    schedule: Schedule | UnsetType = UNSET
+
+    def rate(self, round_: int) -> float:
+        """The learning rate in round ``round_``, counted from 1."""
+        return self.learning_rate * (self.schedule.of_round(round_) if self.schedule else 1.0)
+
+    def in_round(self, round_: int, seed: int) -> LocalSettings:
+        """What a device is told to do in a round; ``seed`` is of its batches."""
+        told = {name: getattr(self, name) for name in LocalSettings.__struct_fields__}
+        return LocalSettings(**told | {"learning_rate": self.rate(round_), "seed": seed})
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,10 +89,17 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tau: Annotated[float, msgspec.Meta(gt=0, le=1e4)] = 1e-3
     clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
     normalised: bool = False
+    schedule: Schedule | UnsetType = UNSET
+
+    def of_version(self, version: int) -> ServerSettings:
+        """As they hold for the round that makes ``version``: with its learning rate."""
+        if not self.schedule:
+            return self
+        return replace(self, learning_rate=self.rate * self.schedule.of_round(version), schedule=UNSET)
 
     @property
     def rate(self) -> float:
-        """The learning rate that holds."""
+        """The learning rate that holds, in the first round."""
         if self.learning_rate is not None:
             return self.learning_rate
         return 1.0 if self.optimiser in ("fedavg", "fedavgm") else 0.1
@@ -94,7 +136,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     task: str
     dataset: str = ""  # which of the device's data sets; empty: the one named like the task
     config: TaskConfig = {}
-    local: LocalSettings = LocalSettings()
+    local: LocalPlan = LocalPlan()
     server: ServerSettings = ServerSettings()
     asynchronous: AsyncSettings | None = None
     rounds: Positive = 10
@@ -153,6 +195,13 @@ def checked_job(spec: JobSpec) -> JobSpec:
                 f"job {spec.name}: asynchronous.concurrency {spec.asynchronous.concurrency} is more than "
                 f"{COHORT_MAX} devices; lower it"
             )
+    pull = spec.local.mu * spec.local.learning_rate
+    if pull >= 1:
+        raise JobRefused(
+            f"job {spec.name}: local.proximal {spec.local.mu:g} times local.learning_rate "
+            f"{spec.local.learning_rate:g} is {pull:g}: steps would leap over the model that they are "
+            f"to stay close to; it must be below 1, so lower one of them"
+        )
     if spec.min_reports > spec.cohort:
         raise JobRefused(
             f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "

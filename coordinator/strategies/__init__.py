@@ -27,6 +27,6 @@ _MADE_BY: Final[dict[str, Callable[[ServerSettings], ServerOptimiser]]] = {
 }
 
 
-def server_optimiser(settings: ServerSettings) -> ServerOptimiser:
-    """The one that a job names."""
-    return _MADE_BY[settings.optimiser](settings)
+def server_optimiser(settings: ServerSettings, version: int = 1) -> ServerOptimiser:
+    """The one that a job names, as it makes ``version``: its learning rate may have a schedule."""
+    return _MADE_BY[settings.optimiser](settings.of_version(version))

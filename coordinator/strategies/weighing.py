@@ -9,7 +9,9 @@ change is divided by its effort a, and the mean multiplied by the mean effort:
 
     Δ = (Σ nₖ·aₖ / N) · Σ (nₖ / N)·δₖ / aₖ,  N = Σ nₖ
 
-For τ steps of SGD a is τ; with momentum ρ it is (τ - ρ·(1 - ρ^τ) / (1 - ρ)) / (1 - ρ).
+For τ steps of SGD a is τ; with momentum ρ it is (τ - ρ·(1 - ρ^τ) / (1 - ρ)) / (1 - ρ). FedProx's term pulls
+the model back by α = η·μ of its way in each step, so a is (1 - (1 - α)^τ) / α; with both it is what they make
+of τ equal gradients.
 
 With both, ‖δ‖ is what it would be after all steps that the samples take: otherwise a device that claims
 fewer than it took would count more than ``clip_norm`` allows.
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 
 from coordinator.state import Request
 from coordinator.strategies.staleness import staleness_weight
-from schemas.jobs import JobSpec
+from schemas.jobs import JobSpec, LocalPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ def weigh(request: Request, spec: JobSpec) -> Weight:
     server, local = spec.server, spec.local
     effort, length = 1.0, request.norm
     if server.normalised:
-        effort = _effort(request.steps, local.momentum)
-        length *= _effort(local.steps(request.samples), local.momentum) / effort
+        effort = _effort(request.steps, local, request.round)
+        length *= _effort(local.steps(request.samples), local, request.round) / effort
     clip = server.clip_norm
     scale = clip / length if clip is not None and length > clip else 1.0
     if spec.asynchronous is not None:
@@ -54,7 +56,12 @@ def weigh(request: Request, spec: JobSpec) -> Weight:
     return Weight(request.samples, scale, effort)
 
 
-def _effort(steps: int, momentum: float) -> float:
+def _effort(steps: int, local: LocalPlan, round_: int) -> float:
+    pull = local.rate(round_) * local.mu
+    return _held_back(steps, local.momentum, pull) if pull else _free(steps, local.momentum)
+
+
+def _free(steps: int, momentum: float) -> float:
     """What the gradients of all steps count: the sum of 1 + ρ + … + ρ^(k-1) for k = 1 to τ.
 
     By doubling, with nothing subtracted: the module's closed form comes to nothing where ρ is close to 1, and
@@ -71,3 +78,39 @@ def _effort(steps: int, momentum: float) -> float:
             total += first
             done, power = done + 1, power * momentum
     return total
+
+
+def _held_back(steps: int, momentum: float, pull: float) -> float:
+    """How far equal gradients of 1 lead in so many steps v ← ρ·v + 1 - α·d, d ← d + v; α is ``pull``.
+
+    A step is an affine map of (v, d); the map of twice as many steps is that map after itself.
+    """
+    one = _Affine(momentum, -pull, momentum, 1.0 - pull, 1.0, 1.0)
+    found = _Affine(1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+    for bit in f"{steps:b}":
+        found = found.after(found)
+        if bit == "1":
+            found = one.after(found)
+    return found.d
+
+
+@dataclass(frozen=True, slots=True)
+class _Affine:
+    """(v, d) ← (vv·v + vd·d + v₀, dv·v + dd·d + d₀); ``v`` and ``d`` are the last of each."""
+
+    vv: float
+    vd: float
+    dv: float
+    dd: float
+    v: float
+    d: float
+
+    def after(self, first: _Affine) -> _Affine:
+        return _Affine(
+            self.vv * first.vv + self.vd * first.dv,
+            self.vv * first.vd + self.vd * first.dd,
+            self.dv * first.vv + self.dd * first.dv,
+            self.dv * first.vd + self.dd * first.dd,
+            self.vv * first.v + self.vd * first.d + self.v,
+            self.dv * first.v + self.dd * first.d + self.d,
+        )

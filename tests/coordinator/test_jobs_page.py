@@ -13,12 +13,12 @@ import pytest
 from edge_agent.tasks import Task
 from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
-from schemas.jobs import AsyncSettings, JobSpec, LocalSettings, ServerSettings, parse_job
+from schemas.jobs import AsyncSettings, JobSpec, LocalPlan, LocalSettings, ServerSettings, parse_job
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "The job": JobSpec,
-    "Local training": LocalSettings,
+    "Local training": LocalPlan,
     "At the server": ServerSettings,
     "Asynchronous jobs": AsyncSettings,
     "Vision": VisionConfig,
@@ -47,7 +47,7 @@ def default_in_words(field: msgspec.structs.FieldInfo) -> str:
         return "required"
     default: Any = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     match default:
-        case None:
+        case None | msgspec.UNSET:
             return ""
         case LocalSettings():
             return "see [Local training](#local-training)"
@@ -112,7 +112,7 @@ def test_the_full_example_sets_every_field() -> None:
     document = example("defects-2")
     assert set(document) == names(JobSpec) - {"asynchronous"}
     assert set(document["config"]) == names(VisionConfig)
-    assert set(document["local"]) == names(LocalSettings)
+    assert set(document["local"]) == names(LocalPlan)
     assert set(document["server"]) == names(ServerSettings)
 
 
