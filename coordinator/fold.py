@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
-from coordinator.strategies import Moments, ServerOptimiser, Weight
+from coordinator.strategies import Aggregation, Moments, ServerOptimiser, Told, Updates, Weight
 from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
 from schemas.errors import Malformed, WireError
 from schemas.events import Update, decode_from_device
@@ -92,6 +92,7 @@ class Folder:
         self._sealed = bytearray()
         self._squares = 0.0  # of the open update's coordinates
         self._owed = 0.0  # weight of the open update, if it is to be added
+        self._divisor = 0.0  # of the sum; 0: all samples
         self.samples = 0
         self.efforts = 0.0
         """Σ nₖ·aₖ of ``coordinator.strategies.weighing``."""
@@ -182,6 +183,16 @@ class Folder:
         self.efforts += weight.samples * weight.effort
         self.folded += 1
 
+    def count(self, weight: Weight) -> None:
+        """Instead of `add`, for an update that `aggregate` will read again."""
+        self.samples += weight.samples
+        self.folded += 1
+
+    def aggregate(self, rule: Aggregation, updates: Updates) -> Told:
+        """Have ``rule`` make Δ of the round's updates, in place of the weighted mean."""
+        self._owed, self._divisor, self.efforts = 0.0, 1.0, 1.0
+        return rule(updates, self._sum)
+
     def _settle(self) -> None:
         weight, self._owed = self._owed, 0.0
         if not weight:
@@ -205,13 +216,14 @@ class Folder:
         self._settle()
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
-        effort = self.efforts / self.samples
+        divisor = self._divisor or float(self.samples)
+        effort = self.efforts / divisor
         finite = True
         with np.errstate(over="ignore", invalid="ignore"):  # found by their results
             for start in range(0, self._count, BLOCK):
                 part, kept = trained[start : start + BLOCK], moments[:, start : start + BLOCK]
                 block = self._block[: len(part)]
-                np.divide(self._sum[start : start + BLOCK], float(self.samples), out=block)
+                np.divide(self._sum[start : start + BLOCK], divisor, out=block)
                 np.multiply(block, effort, out=block)
                 exact = kept.astype(np.float64)
                 optimiser.step(block, exact)
@@ -225,7 +237,7 @@ class Folder:
     def clear(self) -> None:
         """Start the next round with the same buffers."""
         self._sum.fill(0.0)
-        self._owed = 0.0
+        self._owed = self._divisor = 0.0
         self.samples = 0
         self.efforts = 0.0
         self.folded = 0

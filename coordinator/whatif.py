@@ -19,7 +19,6 @@ rare data may pull against the others as well: its place is a reason to look, no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
@@ -29,11 +28,20 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from coordinator.fold import BLOCK, Folder
+from coordinator.fold import Folder
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Request, RequestState
 from coordinator.store import Altered
-from coordinator.strategies import Moments, ServerOptimiser, Weight, begun, server_optimiser, weigh
+from coordinator.strategies import (
+    Moments,
+    ServerOptimiser,
+    Weight,
+    aggregation,
+    begun,
+    server_optimiser,
+    weigh,
+)
+from coordinator.vectors import cosine, norm, step
 from schemas.errors import JobRefused
 from schemas.jobs import JobSpec, ServerSettings
 
@@ -137,9 +145,7 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         folder = Folder(layout)
         received = [recording.with_steps(job, each) for each in commit.received]
         chosen = [each for each in received if settings.takes(each, commit.job.spec)]
-        for request in chosen:
-            _open(recording, folder, commit, request)
-            folder.add(settings.weigh(request, commit.job.spec))
+        _fold(recording, folder, commit, chosen, settings)
         other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
         if folder.samples and folder.overflowed:
             raise NothingToReplay(
@@ -154,9 +160,9 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
             "recorded_updates": len(commit.folded),
             "left_out": left,
         }
-        was, now = (_step(base, model, layout.trained_count) for model in (recorded, other))
+        was, now = (step(base, model, layout.trained_count) for model in (recorded, other))
         drift = now - was if drift is None else drift + (now - was)
-        yield Parted(row | _parted(was, now) | {"drift": _norm(drift)}, recorded, other)
+        yield Parted(row | _parted(was, now) | {"drift": norm(drift)}, recorded, other)
     if drift is None:
         raise NothingToReplay(f"{recording.directory} records no version of job {job} that can be made again")
     unknown = sorted(set(settings.leave_out) - recording.state.devices.keys())
@@ -164,11 +170,30 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         raise NothingToReplay(f"leave_out: {recording.directory} knows no device {', '.join(unknown)}")
 
 
+def _fold(
+    recording: Recording, folder: Folder, commit: Commit, chosen: list[Request], settings: Settings
+) -> None:
+    server = settings.rule(commit.job.spec)
+    if 0 < len(chosen) < server.reports_min:
+        raise NothingToReplay(
+            f"round {commit.fact.round} of job {commit.job.id} has {len(chosen)} updates under these "
+            f"settings, and aggregation {server.aggregation} needs {server.reports_min}: lower trim or "
+            f"byzantine in [server], or choose another rule"
+        )
+    rule, weighed = aggregation(server), []
+    for request in chosen:
+        _open(recording, folder, commit, request)
+        weighed.append((request, settings.weigh(request, commit.job.spec)))
+        (folder.count if rule else folder.add)(weighed[-1][1])
+    if rule and weighed:
+        folder.aggregate(rule, recording.again(commit.job, weighed))
+
+
 def _parted(was: NDArray[np.float64], now: NDArray[np.float64]) -> Row:
     """How far: ``relative`` is to the length of the recorded step; the cosine is of the two steps."""
-    step, distance = _norm(was), _norm(now - was)
-    relative = distance / step if step else 0.0
-    return {"distance": distance, "step": step, "relative": relative, "cosine": _cosine(was, now)}
+    length, distance = norm(was), norm(now - was)
+    relative = distance / length if length else 0.0
+    return {"distance": distance, "step": length, "relative": relative, "cosine": cosine(was, now)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +218,14 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
     base = _model(recording, job, _base(commit))
     recorded = _model(recording, job, commit.fact.model)
     layout = recording.store.layout(job)
-    step = _step(base, recorded, layout.trained_count)
+    moved = step(base, recorded, layout.trained_count)
     folder = Folder(layout)
     optimiser = server_optimiser(commit.job.spec.server)
+    if (rule := commit.job.spec.server.aggregation) != "mean":
+        raise NothingToReplay(
+            f"job {job} makes its rounds by {rule}, and a version without one update follows only from a "
+            f"mean: try `replay --what-if` with leave_out"
+        )
     if len(commit.folded) < 2:
         raise NothingToReplay(
             f"round {round_} of job {job} folded one update: there is nobody to compare it with"
@@ -219,9 +249,9 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
             "samples": weight.samples,
             "share": weight.samples / samples,
             "norm": request.norm,
-            "cosine": _cosine(change, others),
-            "change": _norm(stepped - step),
-            "relative": _norm(stepped - step) / (_norm(step) or 1.0),
+            "cosine": cosine(change, others),
+            "change": norm(stepped - moved),
+            "relative": norm(stepped - moved) / (norm(moved) or 1.0),
         }
         found.append(Blamed(row, bytes(without)))
     return recorded, sorted(found, key=lambda each: each.row["cosine"] or 0.0)
@@ -268,25 +298,3 @@ def _open(recording: Recording, folder: Folder, commit: Commit, request: Request
             f"device {request.device}, request {request.number} of job {commit.job.id}: {problem}; "
             f"`fedbus-coordinator replay {recording.directory}` tells what is whole"
         )
-
-
-def _step(base: bytes, model: bytes, count: int) -> NDArray[np.float64]:
-    """From one model to the other, over the trained coordinates."""
-    first, second = (np.frombuffer(data, dtype="<f4", count=count) for data in (base, model))
-    step: NDArray[np.float64] = second.astype(np.float64) - first
-    return step
-
-
-def _inner(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Block by block: `np.dot` would give other bits on other processors."""
-    return math.fsum(float(np.sum(a[at : at + BLOCK] * b[at : at + BLOCK])) for at in range(0, len(a), BLOCK))
-
-
-def _norm(a: NDArray[np.float64]) -> float:
-    return math.sqrt(_inner(a, a))
-
-
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    """None where one of them is nothing."""
-    sizes = _norm(a) * _norm(b)
-    return _inner(a, b) / sizes if sizes else None

@@ -12,14 +12,15 @@ from pathlib import Path
 from broker.bodies import Bodies
 from broker.ports import Ports
 from broker.worker import WorkerFailed, WorkerLink
+from coordinator.blockwise import Blockwise, Stored
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare
-from coordinator.fold import Expected, Folder, Looked, look
+from coordinator.fold import Expected, Folder, Looked, Unfit, look
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
-from coordinator.strategies import begun, server_optimiser, weigh
+from coordinator.strategies import aggregation, begun, server_optimiser, weigh
 from schemas.errors import LayoutMismatch
 from schemas.ids import key_id
 from schemas.work import Made, Make, Problem
@@ -121,7 +122,8 @@ class Works:
                     f"read again ({looked.problem}): the bodies in {self._directory} are damaged; "
                     f"restore them from a backup"
                 )
-            folder.add(weigh(request, job.spec.server, job.spec.local))
+            add = folder.count if aggregation(job.spec.server) else folder.add
+            add(weigh(request, job.spec.server, job.spec.local))
 
     def _folder(self, job: Job) -> Folder:
         round_ = job.round.number if job.round else 0
@@ -133,18 +135,17 @@ class Works:
         return self._folders[job.id]
 
     async def _look(self, folder: Folder, job: Job, request: Request) -> Looked:
+        expected = self._expected(job, request)
+        if expected is None:
+            return Looked(problem="key: the request's key was destroyed")
+        return await self._ports.offload.run(look, folder, self._bodies, request.digest, expected)
+
+    def _expected(self, job: Job, request: Request) -> Expected | None:
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
         if key is None or job.round is None:
-            return Looked(problem="key: the request's key was destroyed")
-        expected = Expected(
-            self._identity.federation,
-            job.id,
-            request.number,
-            job.round.base,
-            self._store.layout(job.id),
-            key,
-        )
-        return await self._ports.offload.run(look, folder, self._bodies, request.digest, expected)
+            return None
+        layout = self._store.layout(job.id)
+        return Expected(self._identity.federation, job.id, request.number, job.round.base, layout, key)
 
     async def _commit(self, order: Commit) -> None:
         job = self._job(order.job)
@@ -179,11 +180,29 @@ class Works:
         optimiser = server_optimiser(job.spec.server)
         moments = begun(optimiser, self._store.layout(job.id).trained_count)
         self._store.read_moments(job.id, last.number, last.moments, moments)
+        if rule := aggregation(job.spec.server):
+            try:
+                folder.aggregate(rule, self._updates(job))
+            except Unfit as error:
+                raise RuntimeError(
+                    f"an update of round {last.round + 1} of job {job.id} cannot be read again ({error}): "
+                    f"the bodies in {self._directory} are damaged; restore them from a backup"
+                ) from error
         model = folder.finish(self._store.model(job.id, last.model), optimiser, moments)
         if folder.overflowed:
             return None
         kept = self._store.put_moments(job.id, last.number + 1, moments)
         return self._store.put_model(job.id, [model]), kept
+
+    def _updates(self, job: Job) -> Blockwise:
+        """The round's folded ones."""
+        stored = []
+        for request in job.round.order if job.round else []:
+            expected = self._expected(job, request)
+            if request.state is RequestState.FOLDED and expected is not None:
+                scale = weigh(request, job.spec.server, job.spec.local).scale
+                stored.append(Stored(request.digest, expected, scale))
+        return Blockwise(self._bodies, stored, self._store.layout(job.id).trained_count)
 
     async def _make(self, order: MakeInitial) -> None:
         job = self._job(order.job)
