@@ -96,7 +96,8 @@ def _(fact: f.VersionCommitted, state: State, run_s: float) -> None:
 
 @_apply.register
 def _(fact: f.RoundOpened, state: State, run_s: float) -> None:
-    state.jobs[fact.job].round = Round(fact.round, fact.base, list(fact.cohort))
+    job = state.jobs[fact.job]
+    job.round = Round(fact.round, fact.base, list(fact.cohort), radius=job.radius)
 
 
 @_apply.register
@@ -155,13 +156,16 @@ def _(fact: f.UpdateJudged, state: State, run_s: float) -> None:
     request.reason, request.norm, request.samples = fact.reason, fact.norm, fact.samples
     # Only such a job needs them: images of releases that did not keep them say the same for all others.
     request.steps = fact.steps if state.jobs[fact.job].spec.server.normalised else 0
+    request.distance = fact.distance
     request.train_s, request.evaluation = fact.train_s, fact.evaluation
 
 
 @_apply.register
 def _(fact: f.RoundClosed, state: State, run_s: float) -> None:
-    round_ = _round(state.jobs[fact.job])
+    job = state.jobs[fact.job]
+    round_ = _round(job)
     round_.closed = True
+    job.radius = fact.radius
     _close(round_.requests)
 
 

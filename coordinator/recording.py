@@ -21,7 +21,7 @@ from coordinator.keystore import KeyStore, load_identity
 from coordinator.recovery import open_whole
 from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store
-from coordinator.strategies import Weight
+from coordinator.strategies import Weight, weigh
 from schemas.errors import WireError
 from schemas.ids import key_id
 
@@ -55,6 +55,11 @@ class Commit:
     def folded(self) -> list[Request]:
         """Those that the version holds."""
         return [request for request in self.received if request.state is RequestState.FOLDED]
+
+    def weight(self, request: Request) -> Weight:
+        """Of one of them."""
+        radius = self.job.round.radius if self.job.round else 0.0
+        return weigh(request, self.job.spec.server, self.job.spec.local, radius)
 
 
 class Recording:

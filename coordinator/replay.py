@@ -18,7 +18,7 @@ from coordinator.fold import Folder, Unfit
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Job
 from coordinator.state import Version as Known
-from coordinator.strategies import Moments, aggregation, begun, digest_of, server_optimiser, weigh
+from coordinator.strategies import Moments, aggregation, begun, digest_of, server_optimiser
 
 Version = dict[str, Any]
 
@@ -138,14 +138,18 @@ class Refold:
                 return 0, [f"the version before: {error}"]
         folder = self._folder = self._folder or Folder(layout)
         folder.clear()
+        if commit.job.spec.server.clip_centre:
+            folder.centre = self._moments[-1]
         problems, weighed = [], []
         rule = aggregation(commit.job.spec.server)
         for request in commit.folded:
             problem = self._recording.open(folder, commit.job, request)
+            if not problem and folder.distance() != request.distance:
+                problem = "its distance to the last round's change is not the recorded one"
             if problem:
                 problems.append(f"device {request.device}, request {request.number}: {problem}")
             else:
-                weighed.append((request, weigh(request, commit.job.spec.server, commit.job.spec.local)))
+                weighed.append((request, commit.weight(request)))
                 (folder.count if rule else folder.add)(weighed[-1][1])
         if rule and weighed:
             try:

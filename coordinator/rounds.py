@@ -22,6 +22,7 @@ from coordinator.state import (
     RequestState,
     Round,
 )
+from coordinator.strategies.weighing import radius_after
 from coordinator.turn import CommandRefused, Turn
 from schemas.events import JobFinished, Refusal, Verdict
 from schemas.ids import key_id, model_request_id
@@ -156,7 +157,9 @@ def _close_or_extend(turn: Turn, job: Job, round_: Round) -> None:
         if overdue:
             _extend(turn, job, round_, job.spec.cohort - folded)
         return
-    turn.record(f.RoundClosed(job=job.id, round=round_.number, reason=reason))
+    counted = [request for request in round_.order if request.state is RequestState.FOLDED]
+    radius = radius_after(counted, job.spec.server, job.spec.local, round_.radius)
+    turn.record(f.RoundClosed(job=job.id, round=round_.number, reason=reason, radius=radius))
     turn.order(Commit(job.id, round_.number))
 
 

@@ -85,6 +85,7 @@ class Request:
     norm: float = 0.0
     samples: int = 0
     steps: int = 0
+    distance: float = 0.0
     train_s: float = 0.0
     evaluation: dict[str, float] = field(default_factory=dict)
 
@@ -100,6 +101,7 @@ class Round:
     requests: list[Request] = field(default_factory=list)
     order: list[Request] = field(default_factory=list)
     closed: bool = False
+    radius: float = 0.0  # that clips; 0: the job's clip_norm
 
     def count(self, *states: RequestState) -> int:
         return len([request for request in self.requests if request.state in states])
@@ -134,6 +136,7 @@ class Job:
     unfit: set[str] = field(default_factory=set)  # declined for good, until their status changes
     epoch: int = 0
     epoch_spoilt: bool = False  # somebody who knows the key was revoked
+    radius: float = 0.0  # of the next round
 
     @property
     def rounds_done(self) -> int:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace as replace_field
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -29,15 +30,15 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from coordinator.fold import Folder
+from coordinator.recorded import base_of, model_of, moments_before, open_again
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Request, RequestState
-from coordinator.store import Altered
 from coordinator.strategies import (
     Moments,
-    ServerOptimiser,
     Weight,
     aggregation,
     begun,
+    radius_after,
     server_optimiser,
     weigh,
 )
@@ -80,9 +81,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         server = self.server or spec.server
         return server if self.clip_norm is None else replace(server, clip_norm=self.clip_norm)
 
-    def weigh(self, request: Request, spec: JobSpec) -> Weight:
+    def weigh(self, request: Request, spec: JobSpec, radius: float) -> Weight:
         """What an update counts."""
-        weight = weigh(request, self.rule(spec), spec.local)
+        weight = weigh(request, self.rule(spec), spec.local, radius)
         return weight if self.weights == "samples" else Weight(1, weight.scale, weight.effort)
 
 
@@ -126,7 +127,7 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
     be read, or a name in ``leave_out`` is no device's.
     """
     drift: NDArray[np.float64] | None = None
-    layout, skipped = None, job not in recording.incomplete
+    radius, layout, skipped = 0.0, None, job not in recording.incomplete
     moments: Moments | None = None
     for commit in recording.commits(job):
         if until and commit.fact.version > until:
@@ -135,17 +136,18 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
             skipped = True
             continue
         layout = layout or recording.store.layout(job)
-        recorded = _model(recording, job, commit.fact.model)
-        base = recorded if commit.fact.round == 0 else _model(recording, job, _base(commit))
+        recorded = model_of(recording, job, commit.fact.model)
+        base = recorded if commit.fact.round == 0 else model_of(recording, job, base_of(commit))
         optimiser = server_optimiser(settings.rule(commit.job.spec))
         if settings.server is None or settings.server == commit.job.spec.server:
-            moments = _moments(recording, commit, optimiser)
+            moments = moments_before(recording, commit, optimiser)
         elif moments is None:
             moments = begun(optimiser, layout.trained_count)
         folder = Folder(layout)
         received = [recording.with_steps(job, each) for each in commit.received]
         chosen = [each for each in received if settings.takes(each, commit.job.spec)]
-        _fold(recording, folder, commit, chosen, settings)
+        folder.centre = moments[-1] if settings.rule(commit.job.spec).clip_centre else None
+        radius = _fold(recording, folder, commit, chosen, settings, radius)
         other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
         if folder.samples and folder.overflowed:
             raise NothingToReplay(
@@ -171,9 +173,17 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
 
 
 def _fold(
-    recording: Recording, folder: Folder, commit: Commit, chosen: list[Request], settings: Settings
-) -> None:
-    server = settings.rule(commit.job.spec)
+    recording: Recording,
+    folder: Folder,
+    commit: Commit,
+    chosen: list[Request],
+    settings: Settings,
+    radius: float,
+) -> float:
+    """What clips in the next round."""
+    spec, server = commit.job.spec, settings.rule(commit.job.spec)
+    if server == spec.server and commit.job.round:
+        radius = commit.job.round.radius
     if 0 < len(chosen) < server.reports_min:
         raise NothingToReplay(
             f"round {commit.fact.round} of job {commit.job.id} has {len(chosen)} updates under these "
@@ -182,11 +192,13 @@ def _fold(
         )
     rule, weighed = aggregation(server), []
     for request in chosen:
-        _open(recording, folder, commit, request)
-        weighed.append((request, settings.weigh(request, commit.job.spec)))
+        open_again(recording, folder, commit, request)
+        measured = replace_field(request, distance=folder.distance())
+        weighed.append((measured, settings.weigh(measured, spec, radius)))
         (folder.count if rule else folder.add)(weighed[-1][1])
     if rule and weighed:
         folder.aggregate(rule, recording.again(commit.job, weighed))
+    return radius_after([request for request, _ in weighed], server, spec.local, radius)
 
 
 def _parted(was: NDArray[np.float64], now: NDArray[np.float64]) -> Row:
@@ -215,8 +227,8 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
             break
     else:
         raise NothingToReplay(f"{recording.directory} records no version of job {job} made by round {round_}")
-    base = _model(recording, job, _base(commit))
-    recorded = _model(recording, job, commit.fact.model)
+    base = model_of(recording, job, base_of(commit))
+    recorded = model_of(recording, job, commit.fact.model)
     layout = recording.store.layout(job)
     moved = step(base, recorded, layout.trained_count)
     folder = Folder(layout)
@@ -231,16 +243,20 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
             f"round {round_} of job {job} folded one update: there is nobody to compare it with"
         )
     for request in commit.folded:
-        _open(recording, folder, commit, request)
-        folder.add(_weight(commit, request))
-    total, samples, efforts, found = folder.total(), folder.samples, folder.efforts, []
+        open_again(recording, folder, commit, request)
+        folder.add(commit.weight(request))
+    total, samples, efforts, drawn = folder.total(), folder.samples, folder.efforts, folder.drawn
+    kept = moments_before(recording, commit, optimiser).astype(np.float64)
+    found = []
     for request in commit.folded:
-        _open(recording, folder, commit, request)
-        change, weight = folder.opened.astype(np.float64), _weight(commit, request)
+        open_again(recording, folder, commit, request)
+        change, weight = folder.opened.astype(np.float64), commit.weight(request)
         others = (total - weight.of_change * change) / (samples - weight.samples)
         others *= (efforts - weight.samples * weight.effort) / (samples - weight.samples)
+        if commit.job.spec.server.clip_centre:
+            others += kept[-1] * ((drawn - weight.of_centre) / (samples - weight.samples))
         stepped = others.copy()
-        optimiser.step(stepped, _moments(recording, commit, optimiser).astype(np.float64))
+        optimiser.step(stepped, kept.copy())
         without = bytearray(base)
         trained = np.frombuffer(without, dtype="<f4", count=layout.trained_count)
         np.copyto(trained, trained + stepped, casting="same_kind")
@@ -255,46 +271,3 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
         }
         found.append(Blamed(row, bytes(without)))
     return recorded, sorted(found, key=lambda each: each.row["cosine"] or 0.0)
-
-
-def _model(recording: Recording, job: str, digest: bytes) -> bytes:
-    try:
-        return recording.store.model(job, digest)
-    except Altered as error:
-        raise NothingToReplay(str(error)) from error
-    except OSError as error:
-        raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
-
-
-def _moments(recording: Recording, commit: Commit, optimiser: ServerOptimiser) -> Moments:
-    """What the job's optimiser had kept before a recorded version."""
-    moments = begun(optimiser, recording.store.layout(commit.job.id).trained_count)
-    try:
-        for version in commit.job.versions[-1:]:
-            recording.store.read_moments(commit.job.id, version.number, version.moments, moments)
-    except Altered as error:
-        raise NothingToReplay(str(error)) from error
-    except OSError as error:
-        raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
-    return moments
-
-
-def _weight(commit: Commit, request: Request) -> Weight:
-    return weigh(request, commit.job.spec.server, commit.job.spec.local)
-
-
-def _base(commit: Commit) -> bytes:
-    if commit.job.round is None:
-        raise NothingToReplay(f"version {commit.fact.version} of job {commit.job.id} was made by no round")
-    return commit.job.round.base
-
-
-def _open(recording: Recording, folder: Folder, commit: Commit, request: Request) -> None:
-    problem = recording.open(folder, commit.job, request)
-    if recording.wrong:
-        problem = f"log entry {recording.wrong.entry} is wrong ({recording.wrong.what})"
-    if problem:
-        raise NothingToReplay(
-            f"device {request.device}, request {request.number} of job {commit.job.id}: {problem}; "
-            f"`fedbus-coordinator replay {recording.directory}` tells what is whole"
-        )

@@ -20,7 +20,7 @@ from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
-from coordinator.strategies import aggregation, begun, server_optimiser, weigh
+from coordinator.strategies import Moments, Weight, aggregation, begun, server_optimiser, weigh
 from schemas.errors import LayoutMismatch
 from schemas.ids import key_id
 from schemas.work import Made, Make, Problem
@@ -110,6 +110,8 @@ class Works:
         if request is None or job.round is None or job.round.number != request.round:
             return
         folder = self._folder(job)
+        if job.spec.server.clip_centre and folder.centre is None:
+            folder.centre = (await self._ports.offload.run(self._moments, job))[-1]
         looked = await self._look(folder, job, request)
         if request.state is RequestState.RECEIVED:
             # With more to fold, the next verdict's sync serves this one, too.
@@ -123,7 +125,7 @@ class Works:
                     f"restore them from a backup"
                 )
             add = folder.count if aggregation(job.spec.server) else folder.add
-            add(weigh(request, job.spec.server, job.spec.local))
+            add(_weight(job, request))
 
     def _folder(self, job: Job) -> Folder:
         round_ = job.round.number if job.round else 0
@@ -177,9 +179,7 @@ class Works:
         """The digests of the next version and of what the server optimiser keeps; both are durable. None if
         they overflowed: nothing is written."""
         last = job.versions[-1]
-        optimiser = server_optimiser(job.spec.server)
-        moments = begun(optimiser, self._store.layout(job.id).trained_count)
-        self._store.read_moments(job.id, last.number, last.moments, moments)
+        moments = self._moments(job)
         if rule := aggregation(job.spec.server):
             try:
                 folder.aggregate(rule, self._updates(job))
@@ -188,11 +188,19 @@ class Works:
                     f"an update of round {last.round + 1} of job {job.id} cannot be read again ({error}): "
                     f"the bodies in {self._directory} are damaged; restore them from a backup"
                 ) from error
-        model = folder.finish(self._store.model(job.id, last.model), optimiser, moments)
+        base = self._store.model(job.id, last.model)
+        model = folder.finish(base, server_optimiser(job.spec.server), moments)
         if folder.overflowed:
             return None
         kept = self._store.put_moments(job.id, last.number + 1, moments)
         return self._store.put_model(job.id, [model]), kept
+
+    def _moments(self, job: Job) -> Moments:
+        """What the server optimiser kept after the newest version."""
+        last = job.versions[-1]
+        moments = begun(server_optimiser(job.spec.server), self._store.layout(job.id).trained_count)
+        self._store.read_moments(job.id, last.number, last.moments, moments)
+        return moments
 
     def _updates(self, job: Job) -> Blockwise:
         """The round's folded ones."""
@@ -200,8 +208,7 @@ class Works:
         for request in job.round.order if job.round else []:
             expected = self._expected(job, request)
             if request.state is RequestState.FOLDED and expected is not None:
-                scale = weigh(request, job.spec.server, job.spec.local).scale
-                stored.append(Stored(request.digest, expected, scale))
+                stored.append(Stored(request.digest, expected, _weight(job, request).scale))
         return Blockwise(self._bodies, stored, self._store.layout(job.id).trained_count)
 
     async def _make(self, order: MakeInitial) -> None:
@@ -239,6 +246,11 @@ class Works:
             )
 
 
+def _weight(job: Job, request: Request) -> Weight:
+    radius = job.round.radius if job.round else 0.0
+    return weigh(request, job.spec.server, job.spec.local, radius)
+
+
 def _overflow(job: Job, round_: int) -> str:
     return (
         f"round {round_} takes the model, or what its server optimiser keeps, beyond the numbers of float32: "
@@ -257,6 +269,7 @@ def _checked(order: Fold, looked: Looked) -> Checked:
         request=order.request,
         problem=looked.problem,
         norm=looked.norm,
+        distance=looked.distance,
         samples=update.samples,
         steps=update.steps,
         train_s=update.train_s,

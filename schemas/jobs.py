@@ -48,9 +48,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How a round's mean change moves the model (``coordinator.strategies`` has the formulas).
 
     Without ``learning_rate`` it is 1 for ``fedavg`` and ``fedavgm``, and 0.1 for the adaptive ones. A change
-    longer than ``clip_norm`` is scaled down to it. ``normalised``: by local steps, as FedNova does.
-    ``aggregation`` names what stands for the mean; of n changes ``trim`` · n are left out at each end of a
-    coordinate, or ``byzantine`` of them are taken for an attacker's.
+    longer than ``clip_norm`` is scaled down to it; with ``clip_quantile``, after the first round, one longer
+    than so many of the last round's were. ``clip_centre``: lengths count from the last round's Δ, not from no
+    change. ``normalised``: by local steps, as FedNova does. ``aggregation`` names what stands for the mean;
+    of n changes ``trim`` · n are left out at each end of a coordinate, or ``byzantine`` of them are taken for
+    an attacker's.
     """
 
     optimiser: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = "fedavg"
@@ -59,6 +61,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     beta_2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
     tau: Annotated[float, msgspec.Meta(gt=0, le=1e4)] = 1e-3
     clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    clip_quantile: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    clip_centre: bool = False
     normalised: bool = False
     aggregation: Literal["mean", "median", "trimmed_mean", "multi_krum"] = "mean"
     trim: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.2
@@ -159,8 +163,25 @@ def checked_job(spec: JobSpec) -> JobSpec:
             f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "
             f"a round could never close; lower min_reports or raise cohort"
         )
+    _check_clipping(spec)
     _check_aggregation(spec)
     return spec
+
+
+def _check_clipping(spec: JobSpec) -> None:
+    server = spec.server
+    for name, given in (("clip_quantile", server.clip_quantile), ("clip_centre", server.clip_centre)):
+        if given and server.clip_norm is None:
+            raise JobRefused(
+                f"job {spec.name}: server.{name} needs server.clip_norm, which holds in the first round; "
+                f"set it to a length that honest changes have there"
+            )
+    if server.clip_centre and (server.normalised or server.aggregation != "mean"):
+        other = "normalised" if server.normalised else f"aggregation {server.aggregation}"
+        raise JobRefused(
+            f"job {spec.name}: server.clip_centre is for a mean weighted by samples, not for {other}; "
+            f"leave one of them out"
+        )
 
 
 def _check_aggregation(spec: JobSpec) -> None:

@@ -12,9 +12,9 @@ from typing import Final
 
 from coordinator.strategies.fedavg import FedAvg, FedAvgM
 from coordinator.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
-from coordinator.strategies.optimiser import Moments, ServerOptimiser, begun, digest_of
+from coordinator.strategies.optimiser import Moments, Remembering, ServerOptimiser, begun, digest_of
 from coordinator.strategies.robust import Aggregation, Told, Updates, aggregation
-from coordinator.strategies.weighing import Weight, weigh
+from coordinator.strategies.weighing import Weight, radius_after, weigh
 from schemas.jobs import ServerSettings
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "aggregation",
     "begun",
     "digest_of",
+    "radius_after",
     "server_optimiser",
     "weigh",
 ]
@@ -41,5 +42,6 @@ _MADE_BY: Final[dict[str, Callable[[ServerSettings], ServerOptimiser]]] = {
 
 
 def server_optimiser(settings: ServerSettings) -> ServerOptimiser:
-    """The one that a job names."""
-    return _MADE_BY[settings.optimiser](settings)
+    """The one that a job names; what it keeps ends with the last Δ where changes are clipped around it."""
+    optimiser = _MADE_BY[settings.optimiser](settings)
+    return Remembering(optimiser) if settings.clip_centre else optimiser

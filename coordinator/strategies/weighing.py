@@ -1,7 +1,14 @@
 """What each update counts in its round's mean.
 
 Norm bounding (Sun et al. 2019, "Can you really backdoor federated learning?"): a change that is longer than
-``clip_norm`` is scaled down to it, s = min(1, clip / ‖δ‖).
+``clip_norm`` is scaled down to it, s = min(1, clip / ‖δ‖). With ``clip_quantile`` q the bound of a round is
+the q-quantile of ‖δ‖ over the updates of the round before (Andrew et al. 2021, "Differentially private
+learning with adaptive clipping", bound the same quantile; without their noise it is at hand as it is).
+
+Centred clipping (Karimireddy, He and Jaggi 2021, "Learning from history for Byzantine robust optimization",
+section 4): with ``clip_centre`` lengths are ‖δ - v‖, v the Δ of the round before, 0 in the first one, and
+
+    Δ = v + Σ (nₖ / N)·sₖ·(δₖ - v)
 
 FedNova (Wang et al. 2020, "Tackling the objective inconsistency problem in heterogeneous federated
 optimization", section 4): devices that take more local steps don't pull the model to their own optimum. Each
@@ -17,6 +24,7 @@ fewer than it took would count more than ``clip_norm`` allows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from coordinator.state import Request
@@ -36,16 +44,39 @@ class Weight:
         """What the change is multiplied by."""
         return self.samples * self.scale / self.effort
 
+    @property
+    def of_centre(self) -> float:
+        """What of these samples counts for the centre instead."""
+        return self.samples - self.samples * self.scale
 
-def weigh(request: Request, server: ServerSettings, local: LocalSettings) -> Weight:
-    """The weight of the update that answers ``request``, by what was recorded of it."""
-    effort, length = 1.0, request.norm
-    if server.normalised:
-        effort = _effort(request.steps, local.momentum)
-        length *= _effort(local.steps(request.samples), local.momentum) / effort
-    clip = server.clip_norm
+
+def weigh(request: Request, server: ServerSettings, local: LocalSettings, radius: float = 0.0) -> Weight:
+    """The weight of the update that answers ``request``, by what was recorded of it, in a round that clips
+    at ``radius``; 0: at the job's ``clip_norm``."""
+    effort = _effort(request.steps, local.momentum) if server.normalised else 1.0
+    length, clip = _length(request, server, local), radius or server.clip_norm
     scale = clip / length if clip is not None and length > clip else 1.0
     return Weight(request.samples, scale, effort)
+
+
+def radius_after(
+    counted: list[Request], server: ServerSettings, local: LocalSettings, radius: float
+) -> float:
+    """What clips in the round after one that clipped at ``radius`` and counted these updates; 0: the job's
+    ``clip_norm``."""
+    if server.clip_quantile is None or not counted:
+        return radius
+    lengths = sorted(_length(request, server, local) for request in counted)
+    return lengths[math.ceil(server.clip_quantile * len(lengths)) - 1] or radius
+
+
+def _length(request: Request, server: ServerSettings, local: LocalSettings) -> float:
+    if server.clip_centre:
+        return request.distance
+    if not server.normalised:
+        return request.norm
+    all_steps = _effort(local.steps(request.samples), local.momentum)
+    return request.norm * (all_steps / _effort(request.steps, local.momentum))
 
 
 def _effort(steps: int, momentum: float) -> float:
