@@ -100,7 +100,7 @@ def _(fact: f.VersionCommitted, state: State, run_s: float) -> None:
 @_apply.register
 def _(fact: f.RoundOpened, state: State, run_s: float) -> None:
     job = state.jobs[fact.job]
-    job.round = Round(fact.round, fact.base, list(fact.cohort))
+    job.round = Round(fact.round, fact.base, list(fact.cohort), radius=job.radius)
     if job.spec.asynchronous:
         job.round.deadline_run_s = run_s + job.spec.deadline_s
         _close(request for request in job.carried if not job.takes(request))
@@ -170,6 +170,7 @@ def _(fact: f.UpdateJudged, state: State, run_s: float) -> None:
     request.reason, request.norm, request.samples = fact.reason, fact.norm, fact.samples
     # Only such a job needs them: images of releases that did not keep them say the same for all others.
     request.steps = fact.steps if state.jobs[fact.job].spec.server.normalised else 0
+    request.distance = fact.distance
     request.train_s, request.evaluation = fact.train_s, fact.evaluation
 
 
@@ -178,6 +179,7 @@ def _(fact: f.RoundClosed, state: State, run_s: float) -> None:
     job = state.jobs[fact.job]
     round_ = _round(job)
     round_.closed = True
+    job.radius = fact.radius
     if job.spec.asynchronous is None:
         _close(round_.requests)
         return

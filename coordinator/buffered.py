@@ -19,7 +19,7 @@ from collections import Counter
 from coordinator import asking
 from coordinator import facts as f
 from coordinator.cohort import eligible, select
-from coordinator.effects import Commit, Fold
+from coordinator.effects import Fold
 from coordinator.state import OPEN_REQUEST, Job, RequestState, Round, State
 from coordinator.turn import Turn
 from schemas.jobs import AsyncSettings
@@ -44,8 +44,7 @@ def go_on(turn: Turn, job: Job, settings: AsyncSettings) -> None:
     able = _free(turn.state, job, settings, again=overdue) if wanted else []
     idle = not (able or round_.preparing or round_.count(*OPEN_REQUEST))
     if reason := _full(job, round_, idle=idle, overdue=overdue):
-        turn.record(f.RoundClosed(job=job.id, round=round_.number, reason=reason))
-        turn.order(Commit(job.id, round_.number))
+        asking.close(turn, job, round_, reason)
         for request in round_.later:
             turn.order(Fold(job.id, request.device, request.number))
     elif not round_.preparing and (able or overdue):

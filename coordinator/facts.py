@@ -151,8 +151,9 @@ class UpdateReceived(Fact, frozen=True, tag="update-received"):
 
 
 class UpdateJudged(Fact, frozen=True, tag="update-judged"):
-    """``reason`` is empty when folded. ``norm`` is the L2 norm of the update; ``content`` its SHA-256
-    as the device said it."""
+    """``reason`` is empty when folded. ``norm`` is the L2 norm of the update, ``distance`` that of its
+    difference to the last round's Δ, where the job measures it; ``content`` its SHA-256 as the device said
+    it."""
 
     job: str
     device: str
@@ -166,14 +167,17 @@ class UpdateJudged(Fact, frozen=True, tag="update-judged"):
     metrics: dict[str, float] = {}
     evaluation: dict[str, float] = {}
     content: bytes = b""
+    distance: float = 0.0
 
 
 class RoundClosed(Fact, frozen=True, tag="round-closed"):
-    """No update is folded into this round any more; its version is made now."""
+    """No update is folded into this round any more; its version is made now. ``radius`` clips the next
+    round's changes, 0 where the job has another rule."""
 
     job: str
     round: int
     reason: str
+    radius: float = 0.0
 
 
 class JobEnded(Fact, frozen=True, tag="job-ended"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
-from coordinator.strategies import Moments, ServerOptimiser, Weight
+from coordinator.strategies import Aggregation, Moments, ServerOptimiser, Told, Updates, Weight
 from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
 from schemas.errors import Malformed, WireError
 from schemas.events import Update, decode_from_device
@@ -90,11 +90,18 @@ class Folder:
         self._sum: NDArray[np.float64] = np.zeros(self._count)
         self._block: NDArray[np.float64] = np.empty(min(BLOCK, self._count))
         self._sealed = bytearray()
-        self._squares = 0.0  # of the open update's coordinates
+        self._squares = self._parted = (
+            0.0  # of the open update's coordinates, and of their way from the centre
+        )
+        self.centre: NDArray[np.float32] | None = None
+        """What changes are clipped around, where that is not 0; until `clear`."""
         self._owed = 0.0  # weight of the open update, if it is to be added
+        self._divisor = 0.0  # of the sum; 0: all samples
         self.samples = 0
         self.efforts = 0.0
         """Σ nₖ·aₖ of ``coordinator.strategies.weighing``."""
+        self.drawn = 0.0
+        """Σ of what of the samples counts for the centre."""
         self.folded = 0
         self.overflowed = False
         """Whether the last `finish` made numbers that float32 does not hold."""
@@ -131,7 +138,7 @@ class Folder:
         got = clear.content_bytes if clear.chunks else len(update.inline)
         if got != len(out):
             raise Unfit(f"length: {got} bytes where {len(out)} belong")
-        self._squares = 0.0
+        self._squares = self._parted = 0.0
         if not clear.chunks:
             out[:] = update.inline
             self._measure(0, self._count)
@@ -161,6 +168,10 @@ class Folder:
                 block = squares[: len(part)]
                 np.multiply(part, part, out=block)
                 self._squares += float(block.sum())
+                if self.centre is not None:
+                    np.subtract(part, self.centre[start : start + len(part)], out=block)
+                    np.multiply(block, block, out=block)
+                    self._parted += float(block.sum())
 
     def norm(self) -> float:
         """The L2 norm of the open update; inf or nan unless every coordinate is finite and below 1e19.
@@ -168,6 +179,10 @@ class Folder:
         Squares and block sums in float32, the sum over blocks in float64: right to about 1e-6.
         """
         return math.sqrt(self._squares) if math.isfinite(self._squares) else self._squares
+
+    def distance(self) -> float:
+        """The L2 norm of its difference to the centre, measured alike; 0 without a centre."""
+        return math.sqrt(self._parted) if math.isfinite(self._parted) else self._parted
 
     @property
     def opened(self) -> NDArray[np.float32]:
@@ -178,9 +193,20 @@ class Folder:
         """Fold the open update. Cheap: the sum is made with the next call that blocks anyway, so that callers
         need no thread for this one."""
         self._owed = weight.of_change
+        self.drawn += weight.of_centre
         self.samples += weight.samples
         self.efforts += weight.samples * weight.effort
         self.folded += 1
+
+    def count(self, weight: Weight) -> None:
+        """Instead of `add`, for an update that `aggregate` will read again."""
+        self.samples += weight.samples
+        self.folded += 1
+
+    def aggregate(self, rule: Aggregation, updates: Updates) -> Told:
+        """Have ``rule`` make Δ of the round's updates, in place of the weighted mean."""
+        self._owed, self._divisor, self.efforts = 0.0, 1.0, 1.0
+        return rule(updates, self._sum)
 
     def _settle(self) -> None:
         weight, self._owed = self._owed, 0.0
@@ -205,14 +231,17 @@ class Folder:
         self._settle()
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
-        effort = self.efforts / self.samples
+        divisor = self._divisor or float(self.samples)
+        effort, drawn = self.efforts / divisor, np.float64(self.drawn / divisor)
         finite = True
         with np.errstate(over="ignore", invalid="ignore"):  # found by their results
             for start in range(0, self._count, BLOCK):
                 part, kept = trained[start : start + BLOCK], moments[:, start : start + BLOCK]
                 block = self._block[: len(part)]
-                np.divide(self._sum[start : start + BLOCK], float(self.samples), out=block)
+                np.divide(self._sum[start : start + BLOCK], divisor, out=block)
                 np.multiply(block, effort, out=block)
+                if self.centre is not None:
+                    np.add(block, self.centre[start : start + BLOCK] * drawn, out=block)
                 exact = kept.astype(np.float64)
                 optimiser.step(block, exact)
                 np.copyto(kept, exact, casting="same_kind")
@@ -225,7 +254,8 @@ class Folder:
     def clear(self) -> None:
         """Start the next round with the same buffers."""
         self._sum.fill(0.0)
-        self._owed = 0.0
+        self._owed = self._divisor = self.drawn = 0.0
+        self.centre = None
         self.samples = 0
         self.efforts = 0.0
         self.folded = 0
@@ -237,6 +267,7 @@ class Looked:
 
     problem: str = ""
     norm: float = 0.0
+    distance: float = 0.0
     update: Update | None = field(default=None)
 
 
@@ -251,5 +282,5 @@ def look(folder: Folder, bodies: Bodies, digest: bytes, expected: Expected) -> L
         file.close()
     norm = folder.norm()
     if not math.isfinite(norm):
-        return Looked("finite: the update holds NaN, infinity or numbers beyond 1e19", 0.0, update)
-    return Looked("", norm, update)
+        return Looked("finite: the update holds NaN, infinity or numbers beyond 1e19", 0.0, 0.0, update)
+    return Looked("", norm, folder.distance(), update)

@@ -112,6 +112,7 @@ class Checked(Input, frozen=True, tag="checked"):
     metrics: dict[str, float] = {}
     evaluation: dict[str, float] = {}
     content: bytes = b""
+    distance: float = 0.0
 
 
 class Committed(Input, frozen=True, tag="committed"):

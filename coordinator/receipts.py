@@ -105,6 +105,7 @@ def judge(turn: Turn, checked: Checked) -> None:
             metrics=checked.metrics,
             evaluation=checked.evaluation,
             content=checked.content,
+            distance=checked.distance,
         )
     )
     turn.tell(request.device, _verdict(job.id, request))

@@ -123,8 +123,7 @@ def _close_or_extend(turn: Turn, job: Job, round_: Round) -> None:
         if overdue:
             _extend(turn, job, round_, job.spec.cohort - folded)
         return
-    turn.record(f.RoundClosed(job=job.id, round=round_.number, reason=reason))
-    turn.order(Commit(job.id, round_.number))
+    asking.close(turn, job, round_, reason)
 
 
 def _extend(turn: Turn, job: Job, round_: Round, wanted: int) -> None:

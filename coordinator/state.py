@@ -85,6 +85,7 @@ class Request:
     norm: float = 0.0
     samples: int = 0
     steps: int = 0
+    distance: float = 0.0
     train_s: float = 0.0
     evaluation: dict[str, float] = field(default_factory=dict)
     into: int = 0  # the later round that its update counts in (asynchronous jobs); 0: its own
@@ -113,6 +114,7 @@ class Round:
     order: list[Request] = field(default_factory=list)
     closed: bool = False
     later: list[Request] = field(default_factory=list)
+    radius: float = 0.0  # that clips; 0: the job's clip_norm
 
     def count(self, *states: RequestState) -> int:
         return len([request for request in self.requests if request.state in states])
@@ -149,6 +151,7 @@ class Job:
     epoch_spoilt: bool = False  # somebody who knows the key was revoked
     carried: list[Request] = field(default_factory=list)
     """From a round that became a version to the one that is opened in the same turn (asynchronous jobs)."""
+    radius: float = 0.0  # of the next round
 
     @property
     def rounds_done(self) -> int:

@@ -12,14 +12,15 @@ from pathlib import Path
 from broker.bodies import Bodies
 from broker.ports import Ports
 from broker.worker import WorkerFailed, WorkerLink
+from coordinator.blockwise import Blockwise, Stored
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare
-from coordinator.fold import Expected, Folder, Looked, look
+from coordinator.fold import Expected, Folder, Looked, Unfit, look
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
-from coordinator.strategies import begun, server_optimiser, weigh
+from coordinator.strategies import Moments, Weight, aggregation, begun, server_optimiser, weigh
 from schemas.errors import LayoutMismatch
 from schemas.ids import key_id
 from schemas.work import Made, Make, Problem
@@ -113,6 +114,8 @@ class Works:
         if request is None or not _counts_now(job, request):
             return
         folder = self._folder(job)
+        if job.spec.server.clip_centre and folder.centre is None:
+            folder.centre = (await self._ports.offload.run(self._moments, job))[-1]
         looked = await self._look(folder, job, request)
         if not _counts_now(job, request):
             return  # its buffer was closed meanwhile; the next one has it
@@ -127,7 +130,8 @@ class Works:
                     f"read again ({looked.problem}): the bodies in {self._directory} are damaged; "
                     f"restore them from a backup"
                 )
-            folder.add(weigh(request, job.spec))
+            add = folder.count if aggregation(job.spec.server) else folder.add
+            add(_weight(job, request))
 
     def _folder(self, job: Job) -> Folder:
         round_ = job.round.number if job.round else 0
@@ -139,18 +143,18 @@ class Works:
         return self._folders[job.id]
 
     async def _look(self, folder: Folder, job: Job, request: Request) -> Looked:
+        expected = self._expected(job, request)
+        if expected is None:
+            return Looked(problem="key: the request's key was destroyed")
+        return await self._ports.offload.run(look, folder, self._bodies, request.digest, expected)
+
+    def _expected(self, job: Job, request: Request) -> Expected | None:
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
         if key is None:
-            return Looked(problem="key: the request's key was destroyed")
-        expected = Expected(
-            self._identity.federation,
-            job.id,
-            request.number,
-            job.base(request).model,
-            self._store.layout(job.id),
-            key,
-        )
-        return await self._ports.offload.run(look, folder, self._bodies, request.digest, expected)
+            return None
+        layout = self._store.layout(job.id)
+        base = job.base(request).model
+        return Expected(self._identity.federation, job.id, request.number, base, layout, key)
 
     async def _commit(self, order: Commit) -> None:
         job = self._job(order.job)
@@ -183,14 +187,37 @@ class Works:
         """The digests of the next version and of what the server optimiser keeps; both are durable. None if
         they overflowed: nothing is written."""
         last = job.versions[-1]
-        optimiser = server_optimiser(job.spec.server, last.number + 1)
-        moments = begun(optimiser, self._store.layout(job.id).trained_count)
-        self._store.read_moments(job.id, last.number, last.moments, moments)
-        model = folder.finish(self._store.model(job.id, last.model), optimiser, moments)
+        moments = self._moments(job)
+        if rule := aggregation(job.spec.server):
+            try:
+                folder.aggregate(rule, self._updates(job))
+            except Unfit as error:
+                raise RuntimeError(
+                    f"an update of round {last.round + 1} of job {job.id} cannot be read again ({error}): "
+                    f"the bodies in {self._directory} are damaged; restore them from a backup"
+                ) from error
+        base = self._store.model(job.id, last.model)
+        model = folder.finish(base, server_optimiser(job.spec.server, last.number + 1), moments)
         if folder.overflowed:
             return None
         kept = self._store.put_moments(job.id, last.number + 1, moments)
         return self._store.put_model(job.id, [model]), kept
+
+    def _moments(self, job: Job) -> Moments:
+        """What the server optimiser kept after the newest version."""
+        last = job.versions[-1]
+        moments = begun(server_optimiser(job.spec.server), self._store.layout(job.id).trained_count)
+        self._store.read_moments(job.id, last.number, last.moments, moments)
+        return moments
+
+    def _updates(self, job: Job) -> Blockwise:
+        """The round's folded ones."""
+        stored = []
+        for request in job.round.order if job.round else []:
+            expected = self._expected(job, request)
+            if request.state is RequestState.FOLDED and expected is not None:
+                stored.append(Stored(request.digest, expected, _weight(job, request).scale))
+        return Blockwise(self._bodies, stored, self._store.layout(job.id).trained_count)
 
     async def _make(self, order: MakeInitial) -> None:
         job = self._job(order.job)
@@ -231,6 +258,10 @@ def _counts_now(job: Job, request: Request) -> bool:
     return job.round is not None and job.round.number == request.counts_in
 
 
+def _weight(job: Job, request: Request) -> Weight:
+    return weigh(request, job.spec, job.round.radius if job.round else 0.0)
+
+
 def _overflow(job: Job, round_: int) -> str:
     return (
         f"round {round_} takes the model, or what its server optimiser keeps, beyond the numbers of float32: "
@@ -249,6 +280,7 @@ def _checked(order: Fold, looked: Looked) -> Checked:
         request=order.request,
         problem=looked.problem,
         norm=looked.norm,
+        distance=looked.distance,
         samples=update.samples,
         steps=update.steps,
         train_s=update.train_s,

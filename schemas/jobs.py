@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Final, Literal
 
@@ -18,6 +19,9 @@ Scalar = str | int | float | bool | None
 TaskConfig = dict[str, Scalar | list[str | int | float]]
 
 JOB_RUNNING: Final = "running"  # the state of a job that has not ended, as devices are told it
+
+KRUM_MAX: Final = 1_000  # devices in a round of multi_krum: it compares each with each
+TRIM_SLACK: Final = 1e-9  # so that 0.1 of 30 are 3, whatever their product is rounded to
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 ChunkBytes = Annotated[int, msgspec.Meta(ge=CHUNK_BYTES_CHOSEN_MIN, le=CHUNK_BYTES_MAX)]
@@ -79,7 +83,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How a round's mean change moves the model (``coordinator.strategies`` has the formulas).
 
     Without ``learning_rate`` it is 1 for ``fedavg`` and ``fedavgm``, and 0.1 for the adaptive ones. A change
-    longer than ``clip_norm`` is scaled down to it. ``normalised``: by local steps, as FedNova does.
+    longer than ``clip_norm`` is scaled down to it; with ``clip_quantile``, after the first round, one longer
+    than so many of the last round's were. ``clip_centre``: lengths count from the last round's Δ, not from no
+    change. ``normalised``: by local steps, as FedNova does. ``aggregation`` names what stands for the mean;
+    of n changes ``trim`` · n are left out at each end of a coordinate, or ``byzantine`` of them are taken for
+    an attacker's.
     """
 
     optimiser: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = "fedavg"
@@ -88,8 +96,13 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     beta_2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
     tau: Annotated[float, msgspec.Meta(gt=0, le=1e4)] = 1e-3
     clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    clip_quantile: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    clip_centre: bool = False
     normalised: bool = False
     schedule: Schedule | UnsetType = UNSET
+    aggregation: Literal["mean", "median", "trimmed_mean", "multi_krum"] = "mean"
+    trim: Annotated[float, msgspec.Meta(ge=0, lt=0.5)] = 0.2
+    byzantine: Annotated[int, msgspec.Meta(ge=1, le=COHORT_MAX)] = 1
 
     def of_version(self, version: int) -> ServerSettings:
         """As they hold for the round that makes ``version``: with its learning rate."""
@@ -103,6 +116,28 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.learning_rate is not None:
             return self.learning_rate
         return 1.0 if self.optimiser in ("fedavg", "fedavgm") else 0.1
+
+    @property
+    def reports_min(self) -> int:
+        """Updates that a round needs so that ``aggregation`` can outvote anybody."""
+        match self.aggregation:
+            case "median":
+                return 3
+            case "trimmed_mean":
+                return trimmed_min(self.trim)
+            case "multi_krum":
+                return 2 * self.byzantine + 3
+        return 1
+
+
+def trimmed(trim: float, count: int) -> int:
+    """How many of ``count`` a trimmed mean leaves out at each end."""
+    return math.floor(trim * count + TRIM_SLACK)
+
+
+def trimmed_min(trim: float) -> int:
+    """The fewest of which one is left out at each end."""
+    return math.ceil((1 - TRIM_SLACK) / trim) if trim else 1
 
 
 class AsyncSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,4 +242,43 @@ def checked_job(spec: JobSpec) -> JobSpec:
             f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "
             f"a round could never close; lower min_reports or raise cohort"
         )
+    _check_clipping(spec)
+    _check_aggregation(spec)
     return spec
+
+
+def _check_clipping(spec: JobSpec) -> None:
+    server = spec.server
+    for name, given in (("clip_quantile", server.clip_quantile), ("clip_centre", server.clip_centre)):
+        if given and server.clip_norm is None:
+            raise JobRefused(
+                f"job {spec.name}: server.{name} needs server.clip_norm, which holds in the first round; "
+                f"set it to a length that honest changes have there"
+            )
+    if server.clip_centre and (server.normalised or server.aggregation != "mean"):
+        other = "normalised" if server.normalised else f"aggregation {server.aggregation}"
+        raise JobRefused(
+            f"job {spec.name}: server.clip_centre is for a mean weighted by samples, not for {other}; "
+            f"leave one of them out"
+        )
+
+
+def _check_aggregation(spec: JobSpec) -> None:
+    rule = spec.server.aggregation
+    if rule != "mean" and spec.server.normalised:
+        raise JobRefused(
+            f"job {spec.name}: server.normalised weighs the changes of a mean, and server.aggregation "
+            f"{rule} counts all alike; leave one of them out"
+        )
+    if spec.min_reports < spec.server.reports_min:
+        given = {"multi_krum": f" with byzantine {spec.server.byzantine}"}
+        given["trimmed_mean"] = f" with trim {spec.server.trim:g}"
+        raise JobRefused(
+            f"job {spec.name}: server.aggregation {rule}{given.get(rule, '')} needs at least "
+            f"{spec.server.reports_min} updates in a round; min_reports is {spec.min_reports}: raise it"
+        )
+    if rule == "multi_krum" and spec.cohort * spec.over_selection > KRUM_MAX:
+        raise JobRefused(
+            f"job {spec.name}: server.aggregation multi_krum compares each update with each, of at most "
+            f"{KRUM_MAX} devices in a round; lower cohort, or choose trimmed_mean"
+        )

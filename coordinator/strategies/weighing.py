@@ -1,7 +1,14 @@
 """What each update counts in its round's mean.
 
 Norm bounding (Sun et al. 2019, "Can you really backdoor federated learning?"): a change that is longer than
-``clip_norm`` is scaled down to it, s = min(1, clip / ‖δ‖).
+``clip_norm`` is scaled down to it, s = min(1, clip / ‖δ‖). With ``clip_quantile`` q the bound of a round is
+the q-quantile of ‖δ‖ over the updates of the round before (Andrew et al. 2021, "Differentially private
+learning with adaptive clipping", bound the same quantile; without their noise it is at hand as it is).
+
+Centred clipping (Karimireddy, He and Jaggi 2021, "Learning from history for Byzantine robust optimization",
+section 4): with ``clip_centre`` lengths are ‖δ - v‖, v the Δ of the round before, 0 in the first one, and
+
+    Δ = v + Σ (nₖ / N)·sₖ·(δₖ - v)
 
 FedNova (Wang et al. 2020, "Tackling the objective inconsistency problem in heterogeneous federated
 optimization", section 4): devices that take more local steps don't pull the model to their own optimum. Each
@@ -21,6 +28,7 @@ In an asynchronous job the change of a stale update is scaled down by `staleness
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from coordinator.state import Request
@@ -30,30 +38,55 @@ from schemas.jobs import JobSpec, LocalPlan
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """``samples`` is n, ``scale`` is s, ``effort`` is a, of the module."""
+    """``samples`` is n, ``scale`` s, ``effort`` a, of the module; ``fresh`` is what staleness leaves."""
 
     samples: int
     scale: float = 1.0
     effort: float = 1.0
+    fresh: float = 1.0
 
     @property
     def of_change(self) -> float:
         """What the change is multiplied by."""
-        return self.samples * self.scale / self.effort
+        return self.samples * self.scale * self.fresh / self.effort
+
+    @property
+    def of_centre(self) -> float:
+        """What of these samples counts for the centre instead."""
+        return (self.samples - self.samples * self.scale) * self.fresh
 
 
-def weigh(request: Request, spec: JobSpec) -> Weight:
-    """The weight of the update that answers ``request`` of such a job, by what was recorded of it."""
-    server, local = spec.server, spec.local
-    effort, length = 1.0, request.norm
-    if server.normalised:
-        effort = _effort(request.steps, local, request.round)
-        length *= _effort(local.steps(request.samples), local, request.round) / effort
-    clip = server.clip_norm
+def weigh(request: Request, spec: JobSpec, radius: float = 0.0) -> Weight:
+    """The weight of the update that answers ``request`` of such a job, by what was recorded of it, in a round
+    that clips at ``radius``; 0: at the job's ``clip_norm``."""
+    server = spec.server
+    effort = _effort(request.steps, spec.local, request.round) if server.normalised else 1.0
+    length, clip = _length(request, spec), radius or server.clip_norm
     scale = clip / length if clip is not None and length > clip else 1.0
+    fresh = 1.0
     if spec.asynchronous is not None:
-        scale *= staleness_weight(request.staleness, spec.asynchronous, spec.cohort)
-    return Weight(request.samples, scale, effort)
+        fresh = staleness_weight(request.staleness, spec.asynchronous, spec.cohort)
+    return Weight(request.samples, scale, effort, fresh)
+
+
+def radius_after(counted: list[Request], spec: JobSpec, radius: float) -> float:
+    """What clips in the round after one that clipped at ``radius`` and counted these updates; 0: the job's
+    ``clip_norm``."""
+    quantile = spec.server.clip_quantile
+    if quantile is None or not counted:
+        return radius
+    lengths = sorted(_length(request, spec) for request in counted)
+    return lengths[math.ceil(quantile * len(lengths)) - 1] or radius
+
+
+def _length(request: Request, spec: JobSpec) -> float:
+    local = spec.local
+    if spec.server.clip_centre:
+        return request.distance
+    if not spec.server.normalised:
+        return request.norm
+    all_steps = _effort(local.steps(request.samples), local, request.round)
+    return request.norm * (all_steps / _effort(request.steps, local, request.round))
 
 
 def _effort(steps: int, local: LocalPlan, round_: int) -> float:
