@@ -102,6 +102,13 @@ def _replay(result: Result) -> Iterator[Bound]:
             yield Bound(f"{size}: live run's folding alone / replay", row["ratio_to_fold"], 1, least=True)
 
 
+def _strategies(result: Result) -> Iterator[Bound]:
+    for row in result["rows"]:
+        if row["strategy"] == "FedAvg":
+            off = abs(row["final_mean"] - result["anchors"][str(row["alpha"])])
+            yield Bound(f"alpha {row['alpha']:g}: FedAvg's accuracy off the reference", off, 0.015)
+
+
 _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "rounds": _rounds,
     "idle": _idle,
@@ -113,6 +120,7 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "tls": _tls,
     "blame": _blame,
     "replay": _replay,
+    "strategies": _strategies,
 }
 
 

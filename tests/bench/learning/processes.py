@@ -1,0 +1,19 @@
+"""Runs beside each other, one process for each core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tests.sim.pool import pool
+
+Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
+"""Calls a function with each of the arguments; the results in their order."""
+
+
+def beside(run: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """A `Spread` over processes. What fails ends all."""
+    with pool(os.cpu_count() or 1) as processes:
+        tasks = [processes.submit(run, *call) for call in calls]
+        return [task.result() for task in tasks]
