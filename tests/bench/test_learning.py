@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from schemas.jobs import LocalSettings
 from tests.bench import bounds
-from tests.bench.learning import digits, direct, simulated, stats, strategies
+from tests.bench.learning import asynchronous, digits, direct, nova, plots, simulated, stats, strategies
 from tests.bench.learning.delays import MODELS
 
 DEVICES = 6
@@ -32,26 +34,31 @@ def test_the_gradient_is_that_of_the_cross_entropy() -> None:
     def loss(at: int, by: float) -> float:
         moved = model.astype(np.float64)
         moved[at] += by
-        weights_1, biases_1, weights_2, biases_2 = digits._views(moved)  # type: ignore[arg-type]  # exactly
-        outputs = np.maximum(held.x @ weights_1 + biases_1, 0.0) @ weights_2 + biases_2
-        return -float(np.log(digits._softmax(outputs)[np.arange(len(held.y)), held.y]).mean())
+        shares = digits._softmax(digits.outputs(moved, held.x))  # type: ignore[arg-type]  # exactly
+        return -float(np.log(shares[np.arange(len(held.y)), held.y]).mean())
 
     whole = LocalSettings(batch_size=10_000, learning_rate=1.0)
-    change, steps = digits.train(model, held, whole, np.random.default_rng(0))
+    ((change, steps),) = digits.train(model, [held], [whole], [np.random.default_rng(0)])
     assert steps == 1
     for at in (5, 700, 2_050, 2_070, 2_300, 2_405):
         assert change[at] == pytest.approx((loss(at, -1e-6) - loss(at, 1e-6)) / 2e-6, abs=1e-5)
 
 
-def test_steps_max_ends_training() -> None:
-    held = digits.split(DEVICES, 1.0, 0).devices[0]
-    _, steps = digits.train(digits.initial(0), held, LocalSettings(steps_max=3), np.random.default_rng(0))
-    assert steps == 3
+def test_devices_that_train_together_come_to_what_each_comes_to_alone() -> None:
+    held, model = digits.split(DEVICES, 0.3, 0).devices, digits.initial(0)
+    local = [LocalSettings(epochs=1 + number % 2, momentum=0.5, batch_size=7) for number in range(DEVICES)]
+    local[1] = replace(local[1], steps_max=3)
+    together = digits.train(model, held, local, [np.random.default_rng(n) for n in range(DEVICES)])
+    for number, (change, steps) in enumerate(together):
+        rng = np.random.default_rng(number)
+        ((alone, taken),) = digits.train(model, [held[number]], [local[number]], [rng])
+        assert steps == taken == local[number].steps(len(held[number].y))
+        np.testing.assert_allclose(change, alone, atol=1e-5)
 
 
 def test_rounds_learn_without_a_bus() -> None:
     split = digits.split(DEVICES, 1.0, 0)
-    found = direct.accuracies(direct.job(0, rounds=5), split, 0)
+    found = list(direct.accuracies(direct.job(0, rounds=5), direct.Digits(split, 0)))
     assert len(found) == 6
     assert found[-1] > 0.7
 
@@ -71,7 +78,7 @@ def test_simulated_rounds_come_to_what_those_without_a_bus_come_to() -> None:
     """With everybody in every round, the model's way differs by batches and the order of the sum alone."""
     split, fields = digits.split(DEVICES, 1.0, 0), {"rounds": 6, "cohort": DEVICES, "deadline_s": 1e6}
     learned = simulated.learn(0, split, "half-normal", direct.job_fields(0, **fields))
-    found = direct.accuracies(direct.job(0, **fields), split, 0)
+    found = list(direct.accuracies(direct.job(0, **fields), direct.Digits(split, 0)))
     assert digits.accuracy(learned.models[0], split.test) == found[0]
     assert digits.accuracy(learned.models[-1], split.test) == pytest.approx(found[-1], abs=0.05)
 
@@ -87,10 +94,34 @@ def each(settled: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[
     return [settled(*call) for call in calls]
 
 
-def test_strategies_are_compared() -> None:
+def test_strategies_are_compared(tmp_path: Path) -> None:
     grid = {name: strategies.STRATEGIES[name] for name in ("FedAvg", "FedAdam")}
-    result = strategies.measure(DEVICES, 2, [0.5], [0, 1], [100], grid, each)
+    plan = strategies.Plan(devices=DEVICES, rounds=2, alphas=[0.5], seeds=[0, 1], tuned_on=[100])
+    result = strategies.measure(plan, grid, each)
+    plots.strategies(result, tmp_path / "strategies.png")
     assert [row["strategy"] for row in result["rows"]] == ["FedAvg", "FedAdam"]
     assert len(result["tried"]["FedAdam"]) == len(grid["FedAdam"])
     assert result["bytes_of_a_request"]["FedAvg"]["up"] > 4 * digits.COUNT
     assert len(list(bounds.of("strategies", result))) == 1
+
+
+def test_devices_with_other_numbers_of_local_steps_are_compared(tmp_path: Path) -> None:
+    plan = strategies.Plan(devices=DEVICES, rounds=2, alphas=[0.5], seeds=[0], tuned_on=[100])
+    result = nova.measure(plan, each)
+    plots.nova(result, tmp_path / "nova.png")
+    assert [tuple(each["plan"]["steps"]) for each in result["ranges"]] == list(nova.RANGES)
+
+
+def test_times_are_compared(tmp_path: Path) -> None:
+    plan = asynchronous.Plan(devices=DEVICES, updates=8, alphas=[0.5], seeds=[0], tuned_on=[100])
+    sides: dict[str, list[dict[str, Any]]] = {
+        "patient": [{"cohort": 4}],
+        "hasty": [{"cohort": 4, "over_selection": 1.5}],
+    }
+    result = asynchronous.measure(plan, sides, each)
+    plots.asynchronous(result, tmp_path / "asynchronous.png")
+    assert [row["delay"] for row in result["rows"]] == list(MODELS)
+    for row in result["rows"]:
+        assert row["hasty"]["folded"] == [8]
+        assert row["patient"]["rejected"] == [0]
+        assert ("slow_over_first" in row) == (row["delay"] != "half-normal")

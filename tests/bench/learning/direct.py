@@ -3,8 +3,8 @@ updates that are trained here. For curves over many seeds; the simulation has al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -14,11 +14,56 @@ from coordinator.state import Job, Request
 from coordinator.strategies import begun, server_optimiser, weigh
 from schemas.jobs import JobSpec, LocalSettings, parse_job
 from tests.bench.learning import digits
-from tests.bench.learning.digits import COUNT, Split
+from tests.bench.learning.digits import Floats, Split
 from tests.standin import spec
 from tests.workers import layout
 
 COHORT: Final = 20
+
+
+class Fleet(Protocol):
+    """Devices that train a flat model."""
+
+    devices: int
+
+    def initial(self) -> Floats:
+        """First parameters."""
+        ...
+
+    def train(
+        self, base: Floats, devices: Sequence[int], round_: int, local: LocalSettings
+    ) -> Iterable[tuple[Floats, int, int]]:
+        """Of each device: the change that its training makes, its samples, the steps that it took."""
+        ...
+
+    def accuracy(self, model: Floats) -> float:
+        """On what no device holds."""
+        ...
+
+
+class Digits:
+    """A `Fleet` that learns digits; ``own`` are local settings that devices have instead of the job's."""
+
+    def __init__(self, split: Split, seed: int, own: Mapping[int, LocalSettings] | None = None) -> None:
+        self.devices = len(split.devices)
+        self._split = split
+        self._seed = seed
+        self._own = own or {}
+
+    def initial(self) -> Floats:
+        return digits.initial(self._seed)
+
+    def train(
+        self, base: Floats, devices: Sequence[int], round_: int, local: LocalSettings
+    ) -> Iterable[tuple[Floats, int, int]]:
+        held = [self._split.devices[device] for device in devices]
+        settings = [self._own.get(device, local) for device in devices]
+        rngs = [np.random.default_rng([self._seed, device, round_]) for device in devices]
+        found = digits.train(base, held, settings, rngs)
+        return [(change, len(of.y), steps) for of, (change, steps) in zip(held, found, strict=True)]
+
+    def accuracy(self, model: Floats) -> float:
+        return digits.accuracy(model, self._split.test)
 
 
 def job(seed: int, **fields: Any) -> JobSpec:
@@ -32,33 +77,28 @@ def job_fields(seed: int, **fields: Any) -> dict[str, Any]:
     return {"cohort": COHORT, "min_reports": 1, "seed": seed, "local": local} | fields
 
 
-def accuracies(
-    asked: JobSpec, split: Split, seed: int, own: Mapping[int, LocalSettings] | None = None
-) -> list[float]:
-    """Central accuracy of version 0 and of each round's; ``own`` local settings of some devices, by number.
-    A model that overflows float32 ends it, as it ends a job."""
+def accuracies(asked: JobSpec, fleet: Fleet) -> Iterator[float]:
+    """Accuracy of version 0 and of each round's. A model that overflows float32 ends it, as it ends a job."""
     state = Job(asked.name, asked, "", 0.0)
-    numbers = {f"d{number:02d}": number for number in range(len(split.devices))}
-    folder = Folder(layout(asked.name, COUNT))
+    numbers = {f"d{number:02d}": number for number in range(fleet.devices)}
+    model = bytearray(fleet.initial().tobytes())
+    count = len(model) // 4
+    folder = Folder(layout(asked.name, count))
     optimiser = server_optimiser(asked.server)
-    moments = begun(optimiser, COUNT)
-    model = bytearray(digits.initial(seed).tobytes())
-    found = [digits.accuracy(np.frombuffer(model, "<f4"), split.test)]
+    moments = begun(optimiser, count)
+    yield fleet.accuracy(np.frombuffer(model, "<f4"))
     for round_ in range(1, asked.rounds + 1):
         base = np.frombuffer(model, "<f4")
-        for name in select(state, round_, 0, sorted(numbers), asked.cohort):
-            number = numbers[name]
-            held = split.devices[number]
-            local = (own or {}).get(number, asked.local)
-            change, steps = digits.train(base, held, local, np.random.default_rng([seed, number, round_]))
+        cohort = select(state, round_, 0, sorted(numbers), asked.cohort)
+        trained = fleet.train(base, [numbers[name] for name in cohort], round_, asked.local)
+        for name, (change, samples, steps) in zip(cohort, trained, strict=True):
             folder.total()  # the last one is added before its buffer is another's
             np.copyto(folder.opened, change)
-            request = Request(name, round_, round_, b"", samples=len(held.y), steps=steps)
+            request = Request(name, round_, round_, b"", samples=samples, steps=steps)
             request.norm = float(np.sqrt(np.sum(change.astype(np.float64) ** 2)))
             folder.add(weigh(request, asked.server, asked.local))
         model = folder.finish(model, optimiser, moments)
         if folder.overflowed:
-            break
+            return
         folder.clear()
-        found.append(digits.accuracy(np.frombuffer(model, "<f4"), split.test))
-    return found
+        yield fleet.accuracy(np.frombuffer(model, "<f4"))

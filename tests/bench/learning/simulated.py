@@ -48,7 +48,8 @@ UNIT_S: Final = 100.0  # virtual: of a usual training; messages take no time
 @dataclass(frozen=True)
 class Learned:
     """One job's versions, the first one included: when (in units), and the model. ``folded`` updates are in
-    them; all messages of the job came to ``up_bytes`` and ``down_bytes``, other devices' copies counted."""
+    them; all messages of the job came to ``up_bytes`` and ``down_bytes``, other devices' copies counted.
+    ``slow`` are the numbers of the slowest devices."""
 
     units: list[float]
     models: list[Floats]
@@ -57,6 +58,7 @@ class Learned:
     up_bytes: int
     down_bytes: int
     end: str
+    slow: list[int]
 
 
 class Learning(World):
@@ -136,7 +138,8 @@ def trainer(ports: Ports, held: Samples, seed: list[int]) -> Answer:
         order = work.decode_order(data[work.FRAME.size :])
         assert isinstance(order, work.Train)
         base = np.frombuffer(open_model(ports.files, order), "<f4")
-        change, steps = digits.train(base, held, order.local, np.random.default_rng([*seed, order.request]))
+        rng = np.random.default_rng([*seed, order.request])
+        ((change, steps),) = digits.train(base, [held], [order.local], [rng])
         delta = memoryview(change.astype("<f4").tobytes())
         update = Update(
             job=order.manifest.job,
@@ -191,7 +194,8 @@ def _told(world: Learning) -> Learned:
     identity = load_identity(files, world.home)
     store = Store(files, world.home, identity, KeyStore(files, world.home, world.center.entropy))
     journal = Journal.open(files, world.home / FOLDER, identity.federation, read_only=True)
-    learned = Learned([], [], 0, 0, world.sent[False], world.sent[True], "")
+    units: list[float] = []
+    models: list[Floats] = []
     folded = rejected = 0
     end = ""
     for logged in journal.entries():
@@ -199,20 +203,12 @@ def _told(world: Learning) -> Learned:
         for fact in entry.facts if isinstance(entry, Turned) else ():
             match fact:
                 case VersionCommitted():
-                    learned.units.append((entry.at.wall_s - WALL_START_S) / UNIT_S)
-                    learned.models.append(np.frombuffer(store.model(fact.job, fact.model), "<f4"))
+                    units.append((entry.at.wall_s - WALL_START_S) / UNIT_S)
+                    models.append(np.frombuffer(store.model(fact.job, fact.model), "<f4"))
                 case UpdateJudged():
                     folded += fact.folded
                     rejected += not fact.folded
                 case JobEnded():
                     end = fact.state
-    begun = learned.units[0]
-    return Learned(
-        [each - begun for each in learned.units],
-        learned.models,
-        folded,
-        rejected,
-        learned.up_bytes,
-        learned.down_bytes,
-        end,
-    )
+    units = [each - units[0] for each in units]
+    return Learned(units, models, folded, rejected, world.sent[False], world.sent[True], end, world.pace.slow)

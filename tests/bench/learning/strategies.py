@@ -8,9 +8,13 @@ tried on seeds of their own, the one that needs the fewest rounds among those wh
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from tests.bench.learning import digits, direct, simulated, stats
 from tests.bench.learning.processes import Spread, beside
@@ -18,10 +22,6 @@ from tests.bench.learning.processes import Spread, beside
 Fields = dict[str, Any]
 Curves = dict[tuple[int, float, int], list[float]]  # setting, alpha, seed
 
-ALPHAS: Final = (0.1, 0.3, 0.5)
-SEEDS: Final = (0, 1, 2, 3, 4)
-TUNED_ON: Final = (100, 101, 102)
-ROUNDS: Final = 100
 CLOSE: Final = 0.01
 ANCHORS: Final = {0.1: 0.955, 0.3: 0.959, 0.5: 0.962}  # of the numpy reference, 3 seeds
 
@@ -45,35 +45,40 @@ STRATEGIES: Final[dict[str, list[Fields]]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What all strategies meet. ``steps``: each device always takes so many local steps, drawn for it from
+    the first number to the second; otherwise what the job's epochs come to."""
+
+    devices: int = digits.DEVICES
+    rounds: int = 100
+    alphas: Sequence[float] = (0.1, 0.3, 0.5)
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    tuned_on: Sequence[int] = (100, 101, 102)
+    steps: tuple[int, int] | None = None
+
+
 def measure(
-    devices: int = digits.DEVICES,
-    rounds: int = ROUNDS,
-    alphas: Sequence[float] = ALPHAS,
-    seeds: Sequence[int] = SEEDS,
-    tuned_on: Sequence[int] = TUNED_ON,
-    strategies: dict[str, list[Fields]] = STRATEGIES,
-    spread: Spread = beside,
+    plan: Plan | None = None, strategies: dict[str, list[Fields]] = STRATEGIES, spread: Spread = beside
 ) -> Fields:
-    """Curves of all strategies, and what they come to."""
+    """Curves of all strategies, and what they come to. The first one is what the others are compared with."""
+    plan = plan or Plan()
     chosen, tried = {}, {}
     for name, grid in strategies.items():
-        tried[name] = _try(grid, devices, rounds, alphas, tuned_on, spread) if len(grid) > 1 else []
+        tried[name] = _try(plan, grid, spread) if len(grid) > 1 else []
         chosen[name] = grid[_best(tried[name])] if tried[name] else grid[0]
-    settings = list(chosen.values())
-    curves = _curves(settings, devices, rounds, alphas, seeds, spread)
+    curves = _curves(plan, list(chosen.values()), plan.seeds, spread)
     of_request = {name: wire(fields) for name, fields in chosen.items()}
     rows = []
-    for alpha in alphas:
+    for alpha in plan.alphas:
         for index, name in enumerate(chosen):
-            found = [curves[index, alpha, seed] for seed in seeds]
-            base = [curves[0, alpha, seed] for seed in seeds]
-            rows.append({"alpha": alpha, "strategy": name} | told(found, base, of_request[name], devices))
+            found = [curves[index, alpha, seed] for seed in plan.seeds]
+            base = [curves[0, alpha, seed] for seed in plan.seeds]
+            row = {"alpha": alpha, "strategy": name}
+            rows.append(row | told(plan, found, base, sum(of_request[name].values())))
     return {
-        "devices": devices,
-        "rounds": rounds,
-        "seeds": list(seeds),
+        "plan": asdict(plan),
         "anchors": {str(alpha): value for alpha, value in ANCHORS.items()},
-        "tuned_on": list(tuned_on),
         "tried": tried,
         "chosen": chosen,
         "bytes_of_a_request": of_request,
@@ -81,28 +86,23 @@ def measure(
     }
 
 
-def told(
-    found: list[list[float]], base: list[list[float]], of_request: dict[str, int], devices: int
-) -> Fields:
-    """What the curves of one strategy come to, beside FedAvg's of the same seeds. A target that was not
-    reached counts as all rounds in the comparison."""
+def told(plan: Plan, found: list[list[float]], base: list[list[float]], request_bytes: int) -> Fields:
+    """What the curves of one strategy come to, beside those of the first one under the same seeds. A target
+    that was not reached counts as one round more than there were in the comparison."""
     rounds = [stats.first(each) for each in found]
-    ends = [len(each) - 1 for each in base]
-    per_round = min(direct.COHORT, devices) * sum(of_request.values())
-
-    def counted(curves: list[list[float]]) -> list[float]:
-        return [stats.first(each) or end for each, end in zip(curves, ends, strict=True)]
-
+    round_bytes = min(direct.COHORT, plan.devices) * request_bytes
+    never = plan.rounds + 1
+    finals, base_finals = [stats.final(each) for each in found], [stats.final(each) for each in base]
     return {
         "accuracy": [[round(each, 4) for each in curve] for curve in found],
         "rounds_to_target": rounds,
-        "bytes_to_target": [None if each is None else each * per_round for each in rounds],
-        "final": [stats.final(each) for each in found],
-        "final_mean": fmean(stats.final(each) for each in found),
-        "final_over_fedavg": stats.difference(
-            [stats.final(each) for each in found], [stats.final(each) for each in base]
+        "bytes_to_target": [None if each is None else each * round_bytes for each in rounds],
+        "final": finals,
+        "final_mean": fmean(finals),
+        "final_over_first": stats.difference(finals, base_finals),
+        "fewer_rounds_than_first": stats.ratio(
+            [each or never for each in rounds], [stats.first(each) or never for each in base]
         ),
-        "fewer_rounds_than_fedavg": stats.ratio(counted(found), counted(base)),
     }
 
 
@@ -120,20 +120,13 @@ def wire(fields: Fields) -> dict[str, int]:
     return {"up": (up_3 - up_1) // (2 * devices), "down": (down_3 - down_1) // (2 * devices)}
 
 
-def _try(
-    grid: list[Fields],
-    devices: int,
-    rounds: int,
-    alphas: Sequence[float],
-    seeds: Sequence[int],
-    spread: Spread,
-) -> list[Fields]:
-    curves = _curves(grid, devices, rounds, alphas, seeds, spread)
+def _try(plan: Plan, grid: list[Fields], spread: Spread) -> list[Fields]:
+    curves = _curves(plan, grid, plan.tuned_on, spread)
     tried = []
     for index, fields in enumerate(grid):
-        found = [curves[index, alpha, seed] for alpha in alphas for seed in seeds]
-        ended = [stats.first(each) for each in found]
-        means = {"rounds": fmean(rounds if each is None else each for each in ended)}
+        found = [curves[index, alpha, seed] for alpha in plan.alphas for seed in plan.tuned_on]
+        reached = [stats.first(each) for each in found]
+        means = {"rounds": fmean(each or plan.rounds + 1 for each in reached)}
         means["final"] = fmean(stats.final(each) for each in found)
         tried.append(fields | means)
     return tried
@@ -142,23 +135,22 @@ def _try(
 def _best(tried: list[Fields]) -> int:
     final = max(each["final"] for each in tried)
     close = [index for index, each in enumerate(tried) if each["final"] >= final - CLOSE]
-    return min(close, key=lambda index: tried[index]["rounds"])
+    return min(close, key=lambda index: float(tried[index]["rounds"]))
 
 
-def _curves(
-    settings: list[Fields],
-    devices: int,
-    rounds: int,
-    alphas: Sequence[float],
-    seeds: Sequence[int],
-    spread: Spread,
-) -> Curves:
-    keys = [(index, alpha, seed) for index in range(len(settings)) for alpha in alphas for seed in seeds]
-    found = spread(curve, [(settings[index], devices, rounds, alpha, seed) for index, alpha, seed in keys])
+def _curves(plan: Plan, settings: list[Fields], seeds: Sequence[int], spread: Spread) -> Curves:
+    keys = [(index, alpha, seed) for index in range(len(settings)) for alpha in plan.alphas for seed in seeds]
+    found = spread(curve, [(plan, settings[index], alpha, seed) for index, alpha, seed in keys])
     return dict(zip(keys, found, strict=True))
 
 
-def curve(fields: Fields, devices: int, rounds: int, alpha: float, seed: int) -> list[float]:
+def curve(plan: Plan, fields: Fields, alpha: float, seed: int) -> list[float]:
     """Central accuracy of each version of one run."""
-    split = digits.split(devices, alpha, seed)
-    return direct.accuracies(direct.job(seed, rounds=rounds, **fields), split, seed)
+    asked = direct.job(seed, rounds=plan.rounds, **fields)
+    own = {}
+    if plan.steps is not None:
+        draw = random.Random(f"{seed}:steps")
+        for device in range(plan.devices):  # an epoch has a step at least
+            own[device] = replace(asked.local, epochs=plan.steps[1], steps_max=draw.randint(*plan.steps))
+    fleet = direct.Digits(digits.split(plan.devices, alpha, seed), seed, own)
+    return list(direct.accuracies(asked, fleet))
