@@ -22,13 +22,14 @@ BIN := .venv/bin
 STAMP := .venv/.fedbus-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench sim crash-points mutants chaos clean
+.PHONY: help venv demo test check bench bench-learning sim crash-points mutants chaos clean
 
 help:
 	@echo "make demo         federated training on this machine, in ./fedbus-demo, with real data"
 	@echo "make test         the tests; as root on Debian or Ubuntu it installs the brokers and the data that they need"
 	@echo "make check        formatting, lint, types, import directions, tidiness"
 	@echo "make bench        the measurements"
+	@echo "make bench-learning  what is learned: strategies, local steps, asynchronous rounds; ARGS=strategies for one"
 	@echo "make sim          simulated fleets with every fault, seed after seed: SEEDS=0:2000"
 	@echo "make crash-points kill the simulated programs at every point of a round, and count what is lost"
 	@echo "make mutants      plant bugs, and look whether the simulation finds them"
@@ -65,6 +66,9 @@ chaos: venv
 
 bench: venv
 	$(BIN)/python -m tests.bench.run $(ARGS)
+
+bench-learning: venv
+	$(BIN)/python -m tests.bench.learning $(ARGS)
 
 sim: venv
 	$(BIN)/python -m tests.sim $(SEEDS) $(ARGS)

@@ -102,6 +102,41 @@ def _replay(result: Result) -> Iterator[Bound]:
             yield Bound(f"{size}: live run's folding alone / replay", row["ratio_to_fold"], 1, least=True)
 
 
+def _strategies(result: Result) -> Iterator[Bound]:
+    for row in result["rows"]:
+        if row["strategy"] == "FedAvg":
+            off = abs(row["final_mean"] - result["anchors"][str(row["alpha"])])
+            yield Bound(f"alpha {row['alpha']:g}: FedAvg's accuracy off the reference", off, 0.015)
+
+
+def _nova(result: Result) -> Iterator[Bound]:
+    for compared in result["ranges"]:
+        low, high = compared["plan"]["steps"]
+        for row in compared["rows"]:
+            if row["strategy"] == "FedNova":
+                what = f"{low} to {high} local steps, alpha {row['alpha']:g}: FedNova"
+                yield Bound(
+                    f"{what}'s accuracy over FedAvg's", row["final_over_first"]["mean"], 0, least=True
+                )
+                fewer = row["fewer_rounds_than_first"]["mean"]
+                yield Bound(f"{what}: FedAvg's rounds to 90 % / its own", fewer, 1, least=True)
+
+
+def _asynchronous(result: Result) -> Iterator[Bound]:
+    least = {"half-normal": 1.0, "lognormal": 2.0, "heavy tail": 1.6}
+    for row in result["rows"]:
+        if "speed_up" not in row:
+            continue
+        cell = f"{row['delay']}, alpha {row['alpha']:g}"
+        yield Bound(
+            f"{cell}: times as fast as synchronous", row["speed_up"]["mean"], least[row["delay"]], True
+        )
+        yield Bound(f"{cell}: the same, interval from", row["speed_up"]["low"], 1, least=True)
+        for what in ("slow_over_first", "slow_unseen_over_first"):
+            if what in row:
+                yield Bound(f"{cell}: slow devices' accuracy lost", -row[what]["mean"], 0.02)
+
+
 _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "rounds": _rounds,
     "idle": _idle,
@@ -113,6 +148,9 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "tls": _tls,
     "blame": _blame,
     "replay": _replay,
+    "strategies": _strategies,
+    "nova": _nova,
+    "asynchronous": _asynchronous,
 }
 
 

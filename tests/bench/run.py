@@ -37,8 +37,9 @@ ON_BROKERS = tuple((broker,) for broker in BROKERS)
 CHUNKED = (("mosquitto", MIB), ("rabbitmq", MIB), ("rabbitmq", RABBITMQ_CHUNK_BYTES))
 SIZES = ((1_000_000, 20, 5), (1_000_000, 100, 3), (10_000_000, 20, 3), (10_000_000, 100, 1))
 
+Benches = dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any], Path], None]]]
 
-BENCHES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any], Path], None]]] = {
+BENCHES: Benches = {
     "rounds": (rounds.measure, plot.rounds),
     "idle": (idle.measure, plot.idle),
     "fold": (lambda: _rows(fold.measure, SIZES), plot.fold),
@@ -61,9 +62,9 @@ def main() -> int:
     return 0 if all(kept) else 1
 
 
-def run(name: str) -> bool:
+def run(name: str, benches: Benches = BENCHES) -> bool:
     """Measure, keep, compare with the bounds; whether all of them hold."""
-    measure, draw = BENCHES[name]
+    measure, draw = benches[name]
     result = measure()
     found = list(bounds.of(name, result))
     keep(name, result | {"bounds": [each.told() for each in found]}, draw)

@@ -79,6 +79,7 @@ class World:
     faults_end_s = 1_500.0  # virtual; from then on everything must come to its end
     poll_s = 1.0
     last_death = True  # of every party, when the faults end
+    worker_idle_s = 30.0  # of all agents
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -93,7 +94,7 @@ class World:
         self.calm = FaultPlan()
         self.quiet = False
         self.device_chunk_bytes = CHUNK_BYTES_MAX
-        spawn = SimSpawn(lambda argv, env: SimProcess(maker(self.center.ports, self.count)))
+        spawn = SimSpawn(lambda argv, env: SimProcess(self.makes()))
         offload = self.offload(random.Random(f"{seed}:offload"))
         self.center = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed))
         self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(self.size)}
@@ -116,6 +117,10 @@ class World:
     def offload(self, rng: random.Random) -> SimOffload:
         """How a machine does what takes a while."""
         return SlowOffload(rng)
+
+    def makes(self) -> Answer:
+        """What the coordinator's worker answers."""
+        return maker(self.center.ports, self.count)
 
     def worker(self, index: int, draw: random.Random) -> SimProcess:
         """What trains on a device."""
@@ -156,7 +161,7 @@ class World:
         config = Config(
             policy=Policy(tasks=[TASK]),
             data={TASK: DATA},
-            worker_idle_s=30.0,
+            worker_idle_s=self.worker_idle_s,
             chunk_bytes=self.device_chunk_bytes,
         )
 

@@ -1,0 +1,1 @@
+"""What federated learning comes to under fedbus: accuracies, rounds, bytes and virtual time, seed by seed."""
