@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 
+from coordinator import evaluation
 from coordinator import facts as f
 from coordinator.cohort import eligible, select
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare, SendModel, SendRequest, ShutOut
-from coordinator.inputs import Cancel, Committed, Prepared, Submit, WorkFailed
+from coordinator.inputs import Cancel, Committed, Evaluated, Prepared, Submit, WorkFailed
 from coordinator.state import (
     ENDED_JOB,
     OPEN_REQUEST,
@@ -57,6 +58,7 @@ def commit(turn: Turn, outcome: Committed) -> None:
     job = turn.state.jobs[outcome.job]
     if job.state in ENDED_JOB or len(job.versions) != outcome.version:
         return
+    evaluation.by_devices(turn, job)
     turn.record(
         f.VersionCommitted(
             job=job.id,
@@ -70,8 +72,24 @@ def commit(turn: Turn, outcome: Committed) -> None:
     )
     if job.rounds_done >= job.spec.rounds:
         _end(turn, job, JobState.FINISHED, f"{job.rounds_done} rounds")
-    else:
+    elif not _over(turn, job):
+        evaluation.order_due(turn, job)
         advance(turn, job)
+
+
+def evaluated(turn: Turn, outcome: Evaluated) -> None:
+    """What a version scores at the coordinator is known, or that it cannot be: the job may end."""
+    job = turn.state.jobs[outcome.job]
+    if evaluation.at_coordinator(turn, job, outcome) and job.state is JobState.RUNNING:
+        _over(turn, job)
+
+
+def _over(turn: Turn, job: Job) -> bool:
+    """End the job if it is good enough, gets no better, or went wrong."""
+    ending = evaluation.ending(job)
+    if ending is not None:
+        _end(turn, job, *ending)
+    return ending is not None
 
 
 def issue(turn: Turn, outcome: Prepared) -> None:
@@ -185,7 +203,7 @@ def _extend(turn: Turn, job: Job, round_: Round, wanted: int) -> None:
 
 def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
     """End a job. What was receipted in an open round, folded or not, is rejected: no version holds it."""
-    order = list(job.round.order) if job.round and state is not JobState.FINISHED else []
+    order = list(job.round.order) if job.round else []
     turn.record(f.JobEnded(job=job.id, state=state, reason=reason))
     for request in order:
         if request.state in (RequestState.RECEIVED, RequestState.FOLDED):
@@ -210,6 +228,7 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
             )
     for device in sorted(job.newest):
         turn.tell(device, JobFinished(job=job.id, state=state, version=len(job.versions) - 1))
+    evaluation.order_due(turn, job)
 
 
 def offer_newest(turn: Turn, device: str, name: str) -> None:
@@ -233,6 +252,7 @@ def resume(turn: Turn) -> None:
     for job in turn.state.jobs.values():
         if job.state is JobState.PREPARING:
             turn.order(MakeInitial(job.id))
+        evaluation.order_due(turn, job)
         round_ = job.round
         if round_ is None:
             continue

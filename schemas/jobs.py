@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -14,6 +16,8 @@ from schemas.limits import CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_DEFAULT, CHUNK_BY
 Scalar = str | int | float | bool | None
 TaskConfig = dict[str, Scalar | list[str | int | float]]
 
+FEDERATED: Final = "federated"  # who evaluated: the devices, on their held-out data
+CENTRAL: Final = "central"  # the coordinator
 JOB_RUNNING: Final = "running"  # the state of a job that has not ended, as devices are told it
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -63,6 +67,47 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return 1.0 if self.optimiser in ("fedavg", "fedavgm") else 0.1
 
 
+class EvaluationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How good a job's versions are, and what follows from that (``coordinator.evaluation``).
+
+    Devices tell what a version scores on their held-out data ("federated"). With a ``dataset``, a path at
+    the coordinator, each ``every``-th version and the last are evaluated there, too ("central"). ``by`` says
+    which of the two decides about the best version, ``patience`` and ``target``; ``metric`` is what counts.
+    """
+
+    metric: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "accuracy"
+    mode: Literal["max", "min"] | None = None
+    by: Literal["federated", "central"] | None = None
+    dataset: str = ""
+    every: Positive = 1
+    patience: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    min_delta: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    target: float | None = None
+    alarm_rises: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 5
+    alarm_factor: Annotated[float, msgspec.Meta(gt=1, le=1e9)] = 3.0
+    stop_on_divergence: bool = False
+
+    @property
+    def source(self) -> str:
+        """Whose word counts."""
+        return self.by or (CENTRAL if self.dataset else FEDERATED)
+
+    @property
+    def least_is_best(self) -> bool:
+        """Whether the metric is better the smaller it is."""
+        return lower_is_better(self.metric) if self.mode is None else self.mode == "min"
+
+    @property
+    def watched(self) -> str:
+        """The metric that must not grow."""
+        return self.metric if self.least_is_best else "loss"
+
+
+def lower_is_better(metric: str) -> bool:
+    """What the name of a metric says."""
+    return "loss" in metric or "error" in metric
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One job: synchronous rounds, whose updates are averaged with the weight of their samples.
 
@@ -78,6 +123,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     config: TaskConfig = {}
     local: LocalSettings = LocalSettings()
     server: ServerSettings = ServerSettings()
+    evaluation: EvaluationSettings | None = None
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1
@@ -123,9 +169,26 @@ def checked_job(spec: JobSpec) -> JobSpec:
             f"job {spec.name}: server.clip_norm {clip:g} exceeds update_norm_max "
             f"{spec.update_norm_max:g}: what is longer is rejected, so none would be clipped; lower it"
         )
+    if spec.evaluation is not None:
+        _check_evaluation(spec.name, spec.evaluation)
     if spec.min_reports > spec.cohort:
         raise JobRefused(
             f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "
             f"a round could never close; lower min_reports or raise cohort"
         )
     return spec
+
+
+def _check_evaluation(job: str, settings: EvaluationSettings) -> None:
+    if settings.dataset and not PurePosixPath(settings.dataset).is_absolute():
+        raise JobRefused(
+            f"job {job}: evaluation.dataset {settings.dataset!r} is a path at the coordinator: "
+            f"give it from the root on"
+        )
+    if settings.by == CENTRAL and not settings.dataset:
+        raise JobRefused(
+            f"job {job}: evaluation.by is central, and there is no evaluation.dataset: "
+            f"name a data set at the coordinator"
+        )
+    if settings.target is not None and not math.isfinite(settings.target):
+        raise JobRefused(f"job {job}: evaluation.target {settings.target} is no finite number; correct it")
