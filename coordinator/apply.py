@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from functools import singledispatch
 
 from coordinator import facts as f
+from coordinator.progress import follow
 from coordinator.state import (
     OPEN_REQUEST,
+    Alarm,
     Device,
     DeviceState,
     Job,
@@ -188,6 +190,17 @@ def _(fact: f.RoundClosed, state: State, run_s: float) -> None:
     round_.order = [request for request in round_.order if request.state is not RequestState.RECEIVED]
     for request in round_.later:
         request.into = round_.number + 1
+
+
+@_apply.register
+def _(fact: f.VersionEvaluated, state: State, run_s: float) -> None:
+    follow(state.jobs[fact.job], fact)
+
+
+@_apply.register
+def _(fact: f.AlarmRaised, state: State, run_s: float) -> None:
+    alarm = Alarm(fact.version, fact.source, fact.kind, fact.value, fact.bound)
+    state.jobs[fact.job].progress.alarms.append(alarm)
 
 
 @_apply.register

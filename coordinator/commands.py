@@ -207,6 +207,7 @@ class Commands:
             "broker": self._config.broker,
             "broker_problem": self._bus.problem,
             "disk_problem": self._room.problem,
+            "alarms": views.alarms(self._ledger.state),
             "transfers": self._intake.transfers(),
             "journal_index": journal.count,
             "journal_head": journal.head.hex(),

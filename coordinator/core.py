@@ -15,6 +15,7 @@ from coordinator.inputs import (
     Checked,
     Committed,
     DeviceSaid,
+    Evaluated,
     Invite,
     JoinAsked,
     Moment,
@@ -31,7 +32,7 @@ from coordinator.turn import Turn
 from schemas import events as e
 from schemas.ids import key_id
 
-BEHAVIOUR = 2
+BEHAVIOUR = 3
 
 
 def step(state: State, moment: Moment, input_: AnyInput) -> Turn:
@@ -64,6 +65,8 @@ def step(state: State, moment: Moment, input_: AnyInput) -> Turn:
             receipts.judge(turn, input_)
         case Committed():
             rounds.commit(turn, input_)
+        case Evaluated():
+            rounds.evaluated(turn, input_)
         case WorkFailed():
             rounds.fail(turn, input_)
         case Ticked():

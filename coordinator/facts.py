@@ -180,6 +180,34 @@ class RoundClosed(Fact, frozen=True, tag="round-closed"):
     radius: float = 0.0
 
 
+class VersionEvaluated(Fact, frozen=True, tag="version-evaluated"):
+    """What a version scores: ``source`` is of schemas.jobs, and says who measured.
+
+    Of devices, ``metrics`` are means of what at least half of the ``devices`` told whose updates came, and
+    ``norm`` is the median of these updates'. A ``problem`` says why nothing was measured.
+    """
+
+    job: str
+    version: int
+    source: str
+    metrics: dict[str, float]
+    devices: int = 0
+    norm: float = 0.0
+    problem: str = ""
+
+
+class AlarmRaised(Fact, frozen=True, tag="alarm-raised"):
+    """Training seems to go wrong: ``kind`` is of evaluation.ALARMS; ``value`` came where ``bound`` is
+    much."""
+
+    job: str
+    version: int
+    source: str
+    kind: str
+    value: float
+    bound: float
+
+
 class JobEnded(Fact, frozen=True, tag="job-ended"):
     """``state`` is a final one of state.JobState."""
 
@@ -205,5 +233,7 @@ AnyFact = (
     | UpdateReceived
     | UpdateJudged
     | RoundClosed
+    | VersionEvaluated
+    | AlarmRaised
     | JobEnded
 )

@@ -127,6 +127,15 @@ class Committed(Input, frozen=True, tag="committed"):
     moments: bytes = b""
 
 
+class Evaluated(Input, frozen=True, tag="evaluated"):
+    """A version was evaluated at the coordinator, or could not be: ``problem`` says why."""
+
+    job: str
+    version: int
+    metrics: dict[str, float]
+    problem: str = ""
+
+
 class WorkFailed(Input, frozen=True, tag="work-failed"):
     """Ordered work cannot be done at all; the job cannot go on."""
 
@@ -145,6 +154,7 @@ Recorded = (
     | Prepared
     | Checked
     | Committed
+    | Evaluated
     | WorkFailed
 )
 AnyInput = Recorded | DeviceSaid | UpdateCompleted

@@ -37,6 +37,7 @@ from sqlalchemy.pool import StaticPool
 
 from broker.journal import Entry, Journal, Mark
 from broker.ports import Files
+from coordinator import scores
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import (
     AnyFact,
@@ -51,6 +52,7 @@ from coordinator.facts import (
     UpdateJudged,
     UpdateReceived,
     VersionCommitted,
+    VersionEvaluated,
 )
 from coordinator.inputs import Moment
 from coordinator.recovery import FOLDER
@@ -194,6 +196,7 @@ def _follow(connection: Connection, files: Files, folder: Path, federation: byte
     try:
         if mark is None:
             _begin_anew(connection)
+        scores.make(connection)  # came later, with its facts: what is there is as it would be
         for logged in journal.entries(mark.index if mark else 0):
             _apply(connection, logged)
         connection.execute(update(_position).values(entry=journal.count, head=journal.head))
@@ -262,6 +265,8 @@ def _put(connection: Connection, fact: AnyFact, at: Moment, index: int) -> None:
             connection.execute(_REQUEST, _of(fact) | row)
         case UpdateJudged():
             connection.execute(_REQUEST, _of(fact) | _judged(fact, index))
+        case VersionEvaluated():
+            scores.keep(connection, fact)
         case _:
             pass
 

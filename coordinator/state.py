@@ -133,6 +133,48 @@ class Version:
 
 
 @dataclass(slots=True)
+class Trend:
+    """Of a number that should not grow from version to version: it rose ``rises`` times in a row; ``above``:
+    it is far above its least."""
+
+    last: float
+    least: float
+    rises: int = 0
+    above: bool = False
+
+
+@dataclass(slots=True)
+class Alarm:
+    """As in facts.AlarmRaised."""
+
+    version: int
+    source: str
+    kind: str
+    value: float
+    bound: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """How good a job's versions are, where the job asks (``[evaluation]``); nothing where it does not.
+
+    ``mark`` is the score that must be bettered by ``min_delta``, and was not in ``stale`` versions. Of what
+    was measured, ``known`` has "source/metric", and ``missing`` those that the newest version lacks.
+    """
+
+    best: int = -1
+    best_score: float = 0.0
+    mark: float = 0.0
+    stale: int = 0
+    tried: int = -1  # the newest version that was evaluated at the coordinator, or could not be
+    problem: str = ""  # why it could not be
+    known: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    trends: dict[str, Trend] = field(default_factory=dict)
+    alarms: list[Alarm] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Job:
     """A job, its versions, its open round, and the newest requests to each device."""
 
@@ -152,6 +194,7 @@ class Job:
     carried: list[Request] = field(default_factory=list)
     """From a round that became a version to the one that is opened in the same turn (asynchronous jobs)."""
     radius: float = 0.0  # of the next round
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def rounds_done(self) -> int:

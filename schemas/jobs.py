@@ -1,9 +1,8 @@
-"""What an operator asks for: the specification of one training job. Impossible mixes are refused here."""
+"""What an operator asks for: the specification of one training job; ``job_checks`` refuses bad mixes."""
 
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -11,16 +10,17 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import force_setattr, replace
 
 from schemas.errors import JobRefused
-from schemas.ids import checked_name
+from schemas.job_checks import checked_job
 from schemas.limits import CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, COHORT_MAX
 from schemas.schedules import Schedule
 
 Scalar = str | int | float | bool | None
 TaskConfig = dict[str, Scalar | list[str | int | float]]
 
+FEDERATED: Final = "federated"  # who evaluated: the devices, on their held-out data
+CENTRAL: Final = "central"  # the coordinator
 JOB_RUNNING: Final = "running"  # the state of a job that has not ended, as devices are told it
 
-KRUM_MAX: Final = 1_000  # devices in a round of multi_krum: it compares each with each
 TRIM_SLACK: Final = 1e-9  # so that 0.1 of 30 are 3, whatever their product is rounded to
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -157,6 +157,47 @@ class AsyncSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     per_device_max: Positive = 1
 
 
+class EvaluationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How good a job's versions are, and what follows from that (``coordinator.evaluation``).
+
+    Devices tell what a version scores on their held-out data ("federated"). With a ``dataset``, a path at
+    the coordinator, each ``every``-th version and the last are evaluated there, too ("central"). ``by`` says
+    which of the two decides about the best version, ``patience`` and ``target``; ``metric`` is what counts.
+    """
+
+    metric: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "accuracy"
+    mode: Literal["max", "min"] | None = None
+    by: Literal["federated", "central"] | None = None
+    dataset: str = ""
+    every: Positive = 1
+    patience: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    min_delta: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    target: float | None = None
+    alarm_rises: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 5
+    alarm_factor: Annotated[float, msgspec.Meta(gt=1, le=1e9)] = 3.0
+    stop_on_divergence: bool = False
+
+    @property
+    def source(self) -> str:
+        """Whose word counts."""
+        return self.by or (CENTRAL if self.dataset else FEDERATED)
+
+    @property
+    def least_is_best(self) -> bool:
+        """Whether the metric is better the smaller it is."""
+        return lower_is_better(self.metric) if self.mode is None else self.mode == "min"
+
+    @property
+    def watched(self) -> str:
+        """The metric that must not grow."""
+        return self.metric if self.least_is_best else "loss"
+
+
+def lower_is_better(metric: str) -> bool:
+    """What the name of a metric says."""
+    return "loss" in metric or "error" in metric
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One job, whose updates are averaged with the weight of their samples; synchronous rounds, unless it is
     ``asynchronous``.
@@ -174,6 +215,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     local: LocalPlan = LocalPlan()
     server: ServerSettings = ServerSettings()
     asynchronous: AsyncSettings | None = None
+    evaluation: EvaluationSettings | None = None
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1
@@ -188,9 +230,6 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.dataset or self.task
 
 
-TASK_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
 def parse_job(document: object) -> JobSpec:
     """A job from a parsed TOML or JSON document. Raises `JobRefused` naming the field and the remedy."""
     try:
@@ -198,87 +237,3 @@ def parse_job(document: object) -> JobSpec:
     except msgspec.ValidationError as error:
         raise JobRefused(f"job specification: {error}; see docs/jobs.md for the fields") from error
     return checked_job(spec)
-
-
-def checked_job(spec: JobSpec) -> JobSpec:
-    """``spec`` if its fields fit together; `JobRefused` otherwise."""
-    try:
-        checked_name(spec.name, "job")
-    except ValueError as error:
-        raise JobRefused(str(error)) from error
-    if not TASK_NAME.fullmatch(spec.task):
-        raise JobRefused(f"job {spec.name}: task {spec.task!r} is not a name of a task")
-    if spec.cohort * spec.over_selection > COHORT_MAX:
-        raise JobRefused(
-            f"job {spec.name}: cohort {spec.cohort} times over_selection {spec.over_selection:g} is more "
-            f"than {COHORT_MAX} devices in a round; lower one of them"
-        )
-    clip = spec.server.clip_norm
-    if clip is not None and clip > spec.update_norm_max:
-        raise JobRefused(
-            f"job {spec.name}: server.clip_norm {clip:g} exceeds update_norm_max "
-            f"{spec.update_norm_max:g}: what is longer is rejected, so none would be clipped; lower it"
-        )
-    if spec.asynchronous is not None:
-        if spec.over_selection != 1.0:
-            raise JobRefused(
-                f"job {spec.name}: over_selection {spec.over_selection:g} means nothing in an asynchronous "
-                f"job, where asynchronous.concurrency says how many devices train; leave it out"
-            )
-        if spec.asynchronous.concurrency > COHORT_MAX:
-            raise JobRefused(
-                f"job {spec.name}: asynchronous.concurrency {spec.asynchronous.concurrency} is more than "
-                f"{COHORT_MAX} devices; lower it"
-            )
-    pull = spec.local.mu * spec.local.learning_rate
-    if pull >= 1:
-        raise JobRefused(
-            f"job {spec.name}: local.proximal {spec.local.mu:g} times local.learning_rate "
-            f"{spec.local.learning_rate:g} is {pull:g}: steps would leap over the model that they are "
-            f"to stay close to; it must be below 1, so lower one of them"
-        )
-    if spec.min_reports > spec.cohort:
-        raise JobRefused(
-            f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "
-            f"a round could never close; lower min_reports or raise cohort"
-        )
-    _check_clipping(spec)
-    _check_aggregation(spec)
-    return spec
-
-
-def _check_clipping(spec: JobSpec) -> None:
-    server = spec.server
-    for name, given in (("clip_quantile", server.clip_quantile), ("clip_centre", server.clip_centre)):
-        if given and server.clip_norm is None:
-            raise JobRefused(
-                f"job {spec.name}: server.{name} needs server.clip_norm, which holds in the first round; "
-                f"set it to a length that honest changes have there"
-            )
-    if server.clip_centre and (server.normalised or server.aggregation != "mean"):
-        other = "normalised" if server.normalised else f"aggregation {server.aggregation}"
-        raise JobRefused(
-            f"job {spec.name}: server.clip_centre is for a mean weighted by samples, not for {other}; "
-            f"leave one of them out"
-        )
-
-
-def _check_aggregation(spec: JobSpec) -> None:
-    rule = spec.server.aggregation
-    if rule != "mean" and spec.server.normalised:
-        raise JobRefused(
-            f"job {spec.name}: server.normalised weighs the changes of a mean, and server.aggregation "
-            f"{rule} counts all alike; leave one of them out"
-        )
-    if spec.min_reports < spec.server.reports_min:
-        given = {"multi_krum": f" with byzantine {spec.server.byzantine}"}
-        given["trimmed_mean"] = f" with trim {spec.server.trim:g}"
-        raise JobRefused(
-            f"job {spec.name}: server.aggregation {rule}{given.get(rule, '')} needs at least "
-            f"{spec.server.reports_min} updates in a round; min_reports is {spec.min_reports}: raise it"
-        )
-    if rule == "multi_krum" and spec.cohort * spec.over_selection > KRUM_MAX:
-        raise JobRefused(
-            f"job {spec.name}: server.aggregation multi_krum compares each update with each, of at most "
-            f"{KRUM_MAX} devices in a round; lower cohort, or choose trimmed_mean"
-        )

@@ -32,10 +32,12 @@ def layout(job: str, count: int) -> Layout:
 
 
 def maker(ports: Ports, count: int) -> Answer:
-    """What the coordinator's answers to the order for initial parameters: zeros."""
+    """What the coordinator's answers: zeros to the order for initial parameters, and what a model scores."""
 
     def answer(data: bytes) -> bytes | None:
         order = work.decode_order(data[work.FRAME.size :])
+        if isinstance(order, work.Evaluate):
+            return work.encode(evaluate(ports, order))
         assert isinstance(order, work.Make)
         file = ports.files.open(Path(order.out), create=True)
         file.truncate(0)
@@ -45,6 +47,14 @@ def maker(ports: Ports, count: int) -> Answer:
         return work.encode(work.Made(layout=layout(order.job, count)))
 
     return answer
+
+
+def evaluate(ports: Ports, order: work.Evaluate) -> work.Evaluated | work.Problem:
+    """The loss is the mean of the parameters' squares; a data set with "missing" in its path is."""
+    if "missing" in order.dataset:
+        return work.problem("data", f"{order.dataset}: no such file")
+    model = np.frombuffer(ports.files.read(Path(order.model)), "<f4").astype(np.float64)
+    return work.Evaluated(metrics={"loss": float(np.mean(model**2))})
 
 
 def trainer(ports: Ports, count: int, draw: random.Random, inline_max: int = INLINE_BYTES_MAX) -> Answer:

@@ -160,12 +160,15 @@ KEPT: Final = frozenset(
         "samples_max",
     }
     | {"seed", "seq", "state", "steps", "steps_max", "train_s", "update_norm_max", "version", "weight_decay"}
+    | {"alarm_factor", "alarm_rises", "bound", "by", "every", "kind", "min_delta", "mode", "patience"}
+    | {"source", "stop_on_divergence", "target", "value"}
 )
 Rule = Callable[[Translator, Any, Any], Any]
 RULES: Final[dict[str, Rule]] = {
     # Who and what.
     "device": lambda to, name, of: to.names.of("device", name),
     "devices": lambda to, names, of: to.devices(names),
+    "VersionEvaluated.devices": lambda to, count, of: count,
     "RoundOpened.cohort": lambda to, names, of: to.devices(names),
     "JobSpec.cohort": lambda to, count, of: count,
     "entity": lambda to, name, of: to.names.of("entity", name),
@@ -181,6 +184,9 @@ RULES: Final[dict[str, Rule]] = {
     "DeviceStatus.samples": lambda to, counts, of: {},
     "metrics": lambda to, values, of: to.names.measures(values),
     "evaluation": lambda to, values, of: to.names.measures(values),
+    "JobSpec.evaluation": lambda to, settings, of: settings and to.struct(settings),
+    "EvaluationSettings.metric": lambda to, name, of: to.names.word("measure", name),
+    "EvaluationSettings.dataset": lambda to, path, of: f"/{to.names.of('dataset', path)}" if path else "",
     # What is made of fields of its own.
     "local": lambda to, value, of: value,
     "server": lambda to, value, of: value,

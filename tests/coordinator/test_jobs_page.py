@@ -13,7 +13,15 @@ import pytest
 from edge_agent.tasks import Task
 from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
-from schemas.jobs import AsyncSettings, JobSpec, LocalPlan, LocalSettings, ServerSettings, parse_job
+from schemas.jobs import (
+    AsyncSettings,
+    EvaluationSettings,
+    JobSpec,
+    LocalPlan,
+    LocalSettings,
+    ServerSettings,
+    parse_job,
+)
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: Final[dict[str, type[msgspec.Struct]]] = {
@@ -21,6 +29,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "Local training": LocalPlan,
     "At the server": ServerSettings,
     "Asynchronous jobs": AsyncSettings,
+    "Evaluation": EvaluationSettings,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -114,6 +123,7 @@ def test_the_full_example_sets_every_field() -> None:
     assert set(document["config"]) == names(VisionConfig)
     assert set(document["local"]) == names(LocalPlan)
     assert set(document["server"]) == names(ServerSettings)
+    assert set(document["evaluation"]) == names(EvaluationSettings)
 
 
 def test_the_tabular_example_sets_every_field_and_fits_the_file_beside_it(tmp_path: Path) -> None:

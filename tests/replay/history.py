@@ -117,7 +117,17 @@ class History:
         """All of it."""
         self.a, self.b, self.c = [await self.device(name) for name in DEVICES]
         settings = {"columns": [TEXTS[3], "heat"], "rate": 0.5}
-        await self.submit(JOB, rounds=ROUNDS, cohort=3, dataset=DATASET, config=settings, deadline_s=20.0)
+        # Nobody measures it: an alarm.
+        evaluation = {"dataset": f"/{DATASET}/rolls.npz", "metric": "rolls-turned"}
+        await self.submit(
+            JOB,
+            rounds=ROUNDS,
+            cohort=3,
+            dataset=DATASET,
+            config=settings,
+            deadline_s=20.0,
+            evaluation=evaluation,
+        )
         await self.first_round()
         await self.late_and_wrong()
         await self.nobody_answers()

@@ -1,0 +1,125 @@
+"""Versions evaluated at the coordinator: beside the rounds, the last one for certain, in a worker process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from broker.ports import Ports
+from broker.system import system_ports
+from coordinator.cli.state import open_journal
+from coordinator.entries import Turned, decode_entry
+from coordinator.facts import AlarmRaised, AnyFact, VersionEvaluated
+from coordinator.replay import replay
+from coordinator.state import JobState
+from coordinator.verify import verify
+from schemas import events as e
+from schemas import work
+from tests.standin import Federation, StandIn, federation, spec
+from tests.workers import Answer, maker
+
+PATH = "/srv/test.npz"
+
+
+@dataclass
+class Workers:
+    """They do not answer while they are ``stuck``; ``asked`` has the models that they were to evaluate."""
+
+    stuck: bool = False
+    asked: list[str] = field(default_factory=list)
+
+    def make(self, ports: Ports, count: int) -> Answer:
+        answer = maker(ports, count)
+
+        def watched(data: bytes) -> bytes | None:
+            order = work.decode_order(data[work.FRAME.size :])
+            if isinstance(order, work.Evaluate):
+                assert order.whole
+                self.asked.append(order.model)
+                return b"" if self.stuck else answer(data)
+            return answer(data)
+
+        return watched
+
+
+@asynccontextmanager
+async def running(
+    home: Path, workers: Workers
+) -> AsyncIterator[tuple[Federation, StandIn, asyncio.TaskGroup]]:
+    async with asyncio.TaskGroup() as tasks, federation(home, system_ports(), make=workers.make) as fed:
+        yield fed, await fed.device("d"), tasks
+
+
+async def train(fed: Federation, device: StandIn, rounds: int, **evaluation: Any) -> None:
+    """A job of so many rounds, in each of which every parameter grows by 1."""
+    await fed.command("submit", spec=spec(rounds=rounds, evaluation=evaluation))
+    for _ in range(rounds):
+        request = await device.next(e.TrainingRequest)
+        await device.answer(request, np.ones(10, np.float32))
+    await device.next(e.JobFinished)
+
+
+def facts(home: Path) -> list[AnyFact]:
+    found: list[AnyFact] = []
+    journal = open_journal(home)
+    for logged in journal.entries():
+        entry = decode_entry(logged.data)
+        found += entry.facts if isinstance(entry, Turned) else []
+    journal.close()
+    return found
+
+
+def central(home: Path) -> list[VersionEvaluated]:
+    found = [fact for fact in facts(home) if isinstance(fact, VersionEvaluated)]
+    return [fact for fact in found if fact.source == "central"]
+
+
+def check(home: Path, fed: Federation) -> None:
+    assert replay(system_ports(), home)["equal"]
+    assert verify(system_ports().files, home, fed.identity.federation).damage == []
+
+
+async def test_the_last_version_is_evaluated_and_is_the_best_if_it_is(tmp_path: Path) -> None:
+    home = tmp_path / "c"
+    async with running(home, Workers()) as (fed, device, _):
+        await train(fed, device, 2, dataset=PATH, metric="loss", mode="max")
+        await fed.until(lambda: bool(fed.job("job").progress.tried == 2))
+        progress = fed.job("job").progress
+        assert (progress.best, progress.best_score) == (2, 4.0)
+    assert central(home)[-1].metrics == {"loss": 4.0}
+    check(home, fed)
+
+
+async def test_an_evaluation_that_hangs_holds_nothing_up_and_is_done_after_a_restart(tmp_path: Path) -> None:
+    home, workers = tmp_path / "c", Workers(stuck=True)
+    async with running(home, workers) as (fed, device, tasks):
+        await train(fed, device, 3, dataset=PATH, metric="loss")
+        assert fed.job("job").state is JobState.FINISHED
+        assert len(workers.asked) == 1, "one at a time"
+        workers.stuck = False
+        await fed.restart(tasks)
+        await fed.until(lambda: bool(fed.job("job").progress.tried == 3))
+        await fed.restart(tasks)
+        await fed.until(lambda: fed.coordinator.ledger.journal.count > 0)
+    assert [fact.version for fact in central(home)] == [3], "those before it were passed over"
+    check(home, fed)
+
+
+async def test_a_data_set_that_is_missing_is_told_and_the_job_goes_on(tmp_path: Path) -> None:
+    home = tmp_path / "c"
+    async with running(home, Workers()) as (fed, device, _):
+        await train(fed, device, 1, dataset="/missing.npz")
+        await fed.until(lambda: bool(fed.job("job").progress.tried == 1))
+        job = fed.job("job")
+        assert (job.state, job.progress.problem) == (JobState.FINISHED, "/missing.npz: no such file")
+        view = await fed.command("job", job="job")
+        assert view["evaluation"]["problem"] == "/missing.npz: no such file"
+    assert all(fact.problem for fact in central(home))
+    assert not any(isinstance(fact, AlarmRaised) for fact in facts(home))
+    check(home, fed)
