@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from broker.ports import Ports, write_export
-from coordinator.report import html, plots
+from coordinator.report import html, plots, scores
 from coordinator.report.gather import Participation, Report
 from coordinator.report.style import STYLE
 from coordinator.state import ENDED_JOB, JobState
@@ -39,6 +39,7 @@ def page(report: Report, *, made_wall_s: float) -> str:
         _header(report),
         _tiles(report),
         _training(report),
+        scores.section(report),
         _setting(report),
         _devices(report),
         _rounds(report),
@@ -104,16 +105,18 @@ def _tiles(report: Report) -> str:
 def _training(report: Report) -> str:
     figures = []
     evaluated, compared = report.evaluated("accuracy_before"), report.comparison
-    if evaluated or compared:
+    tested = report.tested("accuracy")
+    if evaluated or compared or tested:
         text = "Accuracy of the model after each round, on the devices' held-out parts, weighted by samples."
         if compared:
             text = (
                 "Accuracy after each round: on a test set that no device saw, and as the devices measured it."
             )
-        figures.append(html.figure(plots.svg(plots.accuracy(evaluated, compared)), text))
-    if lost := report.evaluated("loss_before"):
+        figures.append(html.figure(plots.svg(plots.accuracy(evaluated, compared, tested)), text))
+    lost, lost_there = report.evaluated("loss_before"), report.tested("loss")
+    if lost or lost_there:
         text = "Loss of the model after each round, on the devices' held-out parts, weighted by samples."
-        figures.append(html.figure(plots.svg(plots.loss(lost)), text))
+        figures.append(html.figure(plots.svg(plots.loss(lost, lost_there)), text))
     if report.rounds:
         times = [(view["train_s"], view["overhead_s"]) for view in report.rounds]
         text = "How long each round took: the slowest device's training, and everything else."
@@ -129,12 +132,12 @@ def _training(report: Report) -> str:
 
 def _setting(report: Report) -> str:
     spec: dict[str, Any] = msgspec.to_builtins(report.job.spec)
+    groups_apart = ("name", "config", "local", "server", "evaluation")
     groups = {
-        "job": {
-            key: value for key, value in spec.items() if key not in ("name", "config", "local", "server")
-        },
+        "job": {key: value for key, value in spec.items() if key not in groups_apart},
         "config": spec["config"],
         "local": spec["local"],
+        "evaluation": spec["evaluation"] or {},
         "server": spec["server"] | {"learning_rate": report.job.spec.server.rate},
     }
     lists = [
