@@ -32,7 +32,8 @@ def go_on(turn: Turn, job: Job, settings: AsyncSettings) -> None:
     round_ = job.round
     if round_ is None:
         number = job.rounds_done + 1
-        devices = select(job, number, 0, _free(turn.state, job, settings), _vacancies(job, settings))
+        able, wanted = _free(turn.state, job, settings), _vacancies(job, settings)
+        devices = select(job, number, 0, able, wanted, turn.state.devices)
         turn.record(f.RoundOpened(job=job.id, round=number, base=job.versions[-1].model, cohort=devices))
         if devices:
             asking.prepare(turn, job, number, devices)
@@ -48,7 +49,7 @@ def go_on(turn: Turn, job: Job, settings: AsyncSettings) -> None:
         for request in round_.later:
             turn.order(Fold(job.id, request.device, request.number))
     elif not round_.preparing and (able or overdue):
-        devices = select(job, round_.number, len(round_.requests), able, wanted)
+        devices = select(job, round_.number, len(round_.requests), able, wanted, turn.state.devices)
         (asking.extend if overdue else asking.ask_also)(turn, job, round_, devices)
 
 

@@ -119,7 +119,7 @@ def _open(turn: Turn, job: Job) -> None:
     if len(candidates) < (job.spec.cohort if patient else job.spec.min_reports):
         return
     number = job.rounds_done + 1
-    cohort = select(job, number, 0, candidates, job.spec.cohort)
+    cohort = select(job, number, 0, candidates, job.spec.cohort, turn.state.devices)
     turn.record(f.RoundOpened(job=job.id, round=number, base=job.versions[-1].model, cohort=cohort))
     asking.prepare(turn, job, number, cohort)
 
@@ -150,7 +150,9 @@ def _extend(turn: Turn, job: Job, round_: Round, wanted: int) -> None:
         if request.state in OPEN_REQUEST or request.state is RequestState.FOLDED
     }
     candidates = [device for device in eligible(turn.state, job) if device not in busy]
-    asking.extend(turn, job, round_, select(job, round_.number, len(round_.requests), candidates, wanted))
+    attempt = len(round_.requests)
+    devices = select(job, round_.number, attempt, candidates, wanted, turn.state.devices)
+    asking.extend(turn, job, round_, devices)
 
 
 def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:

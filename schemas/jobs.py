@@ -220,6 +220,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cohort: Positive = 2
     min_reports: Positive = 1
     over_selection: Annotated[float, msgspec.Meta(ge=1, le=10)] = 1.0
+    selection: Literal["uniform", "samples", "capability"] = "uniform"
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 600.0
     update_norm_max: Annotated[float, msgspec.Meta(gt=0)] = 1_000.0
     samples_max: Annotated[int, msgspec.Meta(ge=1)] = 10_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,20 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from broker.ports import Ports
 from broker.system import system_ports
+from coordinator.cli.main import main
 from coordinator.cli.state import open_journal
 from coordinator.entries import Turned, decode_entry
+from coordinator.exporting import best_version, find_version
 from coordinator.facts import AlarmRaised, AnyFact, VersionEvaluated
+from coordinator.keystore import KeyStore, load_identity
+from coordinator.prune import prune
+from coordinator.recovery import open_recovered
 from coordinator.replay import replay
 from coordinator.state import JobState
+from coordinator.store import Store
 from coordinator.verify import verify
 from schemas import events as e
 from schemas import work
+from tests.coordinator.pruning import COUNT, HOME, recorded
 from tests.standin import Federation, StandIn, federation, spec
 from tests.workers import Answer, maker
 
+Capsys = pytest.CaptureFixture[str]
 PATH = "/srv/test.npz"
 
 
@@ -96,6 +106,47 @@ async def test_the_last_version_is_evaluated_and_is_the_best_if_it_is(tmp_path: 
     check(home, fed)
 
 
+def test_the_best_version_is_shown_and_exported(tmp_path: Path, capsys: Capsys) -> None:
+    home, out, page = tmp_path / "c", tmp_path / "best.safetensors", tmp_path / "job.html"
+
+    async def play() -> None:
+        async with running(home, Workers()) as (fed, device, _):
+            await train(fed, device, 2, dataset=PATH, metric="loss", alarm_factor=1.5)
+            await fed.until(lambda: bool(fed.job("job").progress.tried == 2))
+
+    asyncio.run(play())
+    capsys.readouterr()
+    assert main(["models", "export", "job", str(out), "--best", "--dir", str(home), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == 0
+    assert out.exists()
+    assert main(["models", "export", "job", str(out), "--best", "--version", "1", "--dir", str(home)]) == 2
+    capsys.readouterr()
+    assert main(["jobs", "show", "job", "--dir", str(home)]) == 0
+    shown = capsys.readouterr().out
+    assert "version 2 at the coordinator: loss 4\n" in shown
+    assert "best: version 0, loss 0 (central)" in shown
+    assert main(["jobs", "show", "job", "--json", "--dir", str(home)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["evaluation"]["best"] == {"version": 0, "score": 0.0}
+    assert told["central"][-1] == {"version": 2, "metrics": {"loss": 4.0}, "problem": ""}
+    assert main(["jobs", "report", "job", str(page), "--dir", str(home)]) == 0
+    assert "The best one is version 0: loss 0 (central)" in page.read_text()
+
+
+def test_without_an_evaluation_there_is_no_best_version_to_export(tmp_path: Path, capsys: Capsys) -> None:
+    home, out = tmp_path / "c", tmp_path / "best.safetensors"
+
+    async def play() -> None:
+        async with running(home, Workers()) as (fed, device, _):
+            await fed.command("submit", spec=spec())
+            await device.answer(await device.next(e.TrainingRequest), np.ones(10, np.float32))
+            await device.next(e.JobFinished)
+
+    asyncio.run(play())
+    assert main(["models", "export", "job", str(out), "--best", "--dir", str(home)]) == 1
+    assert "has no [evaluation]" in capsys.readouterr().err
+
+
 async def test_an_evaluation_that_hangs_holds_nothing_up_and_is_done_after_a_restart(tmp_path: Path) -> None:
     home, workers = tmp_path / "c", Workers(stuck=True)
     async with running(home, workers) as (fed, device, tasks):
@@ -123,3 +174,17 @@ async def test_a_data_set_that_is_missing_is_told_and_the_job_goes_on(tmp_path: 
     assert all(fact.problem for fact in central(home))
     assert not any(isinstance(fact, AlarmRaised) for fact in facts(home))
     check(home, fed)
+
+
+def test_the_best_version_is_there_when_its_entries_are_pruned() -> None:
+    disk = recorded()
+    prune(disk.ports, HOME)
+    journal, recovered = open_recovered(disk.files, HOME, disk.federation, read_only=True)
+    journal.close()
+    best = best_version(recovered.state, "long")
+    assert best == 0
+    assert replay(disk.ports, HOME)["pruned"]["long"] > 1
+    _, version = find_version(recovered.state, "long", best)
+    identity = load_identity(disk.files, HOME)
+    store = Store(disk.files, HOME, identity, KeyStore(disk.files, HOME, disk.ports.entropy))
+    assert store.model("long", version.model) == bytes(4 * COUNT)
