@@ -78,10 +78,7 @@ class Fleet(World):
         self.count = COUNT
         self.device_chunk_bytes = CHUNK_BYTES
         self.last_death = self.rng.random() < 0.1
-        self.plan = FaultPlan(
-            Faults(drop=0.03, duplicate=0.03, hold=0.05, hold_s_max=5.0),
-            Faults(drop=0.01, duplicate=0.01, hold=0.02, hold_s_max=2.0),
-        )
+        self.plan = FaultPlan(Faults(drop=0.04, duplicate=0.04, hold=0.07, hold_s_max=5.0))
         self.steps = Steps(random.Random(f"{seed}:steps"), STEPS_APART)
         cast(VirtualLoop, asyncio.get_running_loop()).on_step = self.steps
         self._mortals: dict[str, Mortal] = {}
