@@ -105,6 +105,20 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return 1.0 if self.optimiser in ("fedavg", "fedavgm") else 0.1
 
 
+class Personal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of the model is each device's own: trained there, kept there, never sent.
+
+    ``layers`` are patterns over names of tensors, as of a shell (FedPer: Arivazhagan et al. 2019, "Federated
+    learning with personalization layers"). ``batch_norm``: all of batch normalisation (FedBN: Li et al. 2021,
+    "FedBN: federated learning on non-IID features via local batch normalization").
+    """
+
+    layers: Annotated[
+        list[Annotated[str, msgspec.Meta(min_length=1, max_length=256)]], msgspec.Meta(max_length=256)
+    ] = []
+    batch_norm: bool = False
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One job: synchronous rounds, whose updates are averaged with the weight of their samples.
 
@@ -120,6 +134,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     config: TaskConfig = {}
     local: LocalPlan = LocalPlan()
     server: ServerSettings = ServerSettings()
+    personal: Personal | UnsetType = UNSET
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1

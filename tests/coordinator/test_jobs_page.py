@@ -13,13 +13,14 @@ import pytest
 from edge_agent.tasks import Task
 from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
-from schemas.jobs import JobSpec, LocalPlan, LocalSettings, ServerSettings, parse_job
+from schemas.jobs import JobSpec, LocalPlan, LocalSettings, Personal, ServerSettings, parse_job
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "The job": JobSpec,
     "Local training": LocalPlan,
     "At the server": ServerSettings,
+    "Personal layers": Personal,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -109,6 +110,7 @@ def test_the_full_example_sets_every_field() -> None:
     assert set(document["config"]) == names(VisionConfig)
     assert set(document["local"]) == names(LocalPlan)
     assert set(document["server"]) == names(ServerSettings)
+    assert set(document["personal"]) == names(Personal)
 
 
 def test_the_tabular_example_sets_every_field_and_fits_the_file_beside_it(tmp_path: Path) -> None:
