@@ -229,6 +229,7 @@ class Works:
             seed=job.spec.seed,
             job=job.id,
             parameters=job.parameters,
+            personal=job.spec.personal,
             out=str(draft),
         )
         try:

@@ -113,7 +113,11 @@ class Finals:
         return True
 
     def tidy(self) -> None:
-        """Remove the models that nobody needs any more."""
+        """Remove the models that nobody needs any more, and what is private of their jobs."""
+        for job in self._shelf.drawer.jobs():
+            known = self._ledger.data.jobs.get(job)
+            if known is None or (known.ended and not known.wanted):
+                self._shelf.drawer.remove(job)
         for job in {*self._shelf.jobs(), *self._offers}:
             known = self._ledger.data.jobs.get(job)
             if known is None or (known.ended and not known.wanted):

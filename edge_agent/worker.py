@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from broker.ports import Clock, File, Ports
 from broker.system import system_ports
-from edge_agent import orders, tasks
+from edge_agent import orders, private, tasks
 from edge_agent.sealer import open_model, seal_update
 from edge_agent.tasks import Task, TaskError
 from schemas import work
@@ -30,7 +31,16 @@ try:
     from torch import nn
 
     from edge_agent.tasks.devices import device_for
-    from edge_agent.tensors import layout_of, load, load_parameters, model_parts, subtract_base
+    from edge_agent.tensors import (
+        layout_of,
+        load,
+        load_parameters,
+        load_personal,
+        model_parts,
+        personal_names,
+        personal_parts,
+        subtract_base,
+    )
 except ImportError as error:
     if __name__ != "__main__":
         raise
@@ -118,6 +128,8 @@ class Worker:
         device = device_for(task, order.device)
         model = open_model(self._ports.files, order)
         load(module, order.layout, model)
+        if order.layout.personal_count:
+            self._make_own(module, order)
         module.to(device)
         data = _load_data(task, order.dataset)
         with _having_data("task"):
@@ -136,6 +148,9 @@ class Worker:
             evaluation=evaluation,
             content=sha256(delta).digest(),
         )
+        if order.layout.personal_count:
+            parts = [part.numpy().data.cast("B") for part in personal_parts(module, order.layout)]
+            private.write(self._ports.files, Path(order.out_dir) / work.PRIVATE_FILE, order.layout, parts)
         del module, data
         sealed = seal_update(self._ports, order, update, delta)
         return work.Trained(
@@ -147,6 +162,14 @@ class Worker:
             metrics=update.metrics,
             evaluation=evaluation,
         )
+
+    def _make_own(self, module: nn.Module, order: work.Train) -> None:
+        """Give the module what this device kept of the job, from its second update on."""
+        kept = private.read(self._ports.files, Path(order.private), order.layout) if order.private else b""
+        if kept:
+            load_personal(module, order.layout, kept)
+        elif order.private and self._ports.files.exists(Path(order.private)):
+            sys.stderr.write(f"{order.private}: damaged, or of another model; its layers begin anew\n")
 
     def _timed(
         self, task: Task, module: nn.Module, data: Any, local: LocalSettings, share: float
@@ -160,7 +183,8 @@ class Worker:
     def _make(self, order: work.Make) -> work.Reply:
         torch.manual_seed(order.seed)
         _, module = _build(order.task, order.config)
-        layout = layout_of(module, order.job)
+        names = personal_names(module, order.personal) if order.personal else ()
+        layout = layout_of(module, order.job, names)
         if order.parameters:
             load_parameters(module, layout, Path(order.parameters))
         self._write(Path(order.out), model_parts(module, layout))

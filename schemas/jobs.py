@@ -198,6 +198,20 @@ def lower_is_better(metric: str) -> bool:
     return "loss" in metric or "error" in metric
 
 
+class Personal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of the model is each device's own: trained there, kept there, never sent.
+
+    ``layers`` are patterns over names of tensors, as of a shell (FedPer: Arivazhagan et al. 2019, "Federated
+    learning with personalization layers"). ``batch_norm``: all of batch normalisation (FedBN: Li et al. 2021,
+    "FedBN: federated learning on non-IID features via local batch normalization").
+    """
+
+    layers: Annotated[
+        list[Annotated[str, msgspec.Meta(min_length=1, max_length=256)]], msgspec.Meta(max_length=256)
+    ] = []
+    batch_norm: bool = False
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One job, whose updates are averaged with the weight of their samples; synchronous rounds, unless it is
     ``asynchronous``.
@@ -216,6 +230,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     server: ServerSettings = ServerSettings()
     asynchronous: AsyncSettings | None = None
     evaluation: EvaluationSettings | None = None
+    personal: Personal | UnsetType = UNSET
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1

@@ -20,6 +20,7 @@ from coordinator.state import JobState
 from coordinator.store import Store
 from schemas.codec import pack
 from schemas.ids import key_id, model_request_id
+from schemas.jobs import Personal
 from schemas.keys import Kind
 from schemas.models import open_manifest
 
@@ -63,6 +64,10 @@ class Translator:
     def structs(self, values: list[S]) -> list[S]:
         """Each of them."""
         return [self.struct(value) for value in values]
+
+    def personal(self, value: Personal) -> Personal:
+        """Which layers stay on the devices; their names are the operator's."""
+        return replace(value, layers=[self.names.of("layer", name) for name in value.layers])
 
     def devices(self, names: list[str]) -> list[str]:
         """Each of them."""
@@ -202,6 +207,7 @@ RULES: Final[dict[str, Rule]] = {
     "local": lambda to, value, of: value,
     "server": lambda to, value, of: value,
     "asynchronous": lambda to, value, of: value,
+    "personal": lambda to, value, of: to.personal(value) if value else value,
     "spec": lambda to, value, of: to.struct(value),
     "status": lambda to, value, of: to.struct(value),
     "vectors": lambda to, values, of: to.structs(values),

@@ -20,7 +20,14 @@ DEVICES_SHOWN: Final = 200
 ROUNDS_SHOWN: Final = 200
 LETTERS_SHOWN: Final = 20
 UNFINISHED: Final = (JobState.CANCELLED, JobState.FAILED)
-TABLES: Final = ("config", "local", "server", "evaluation", "asynchronous")  # of a job, told each by itself
+TABLES: Final = (
+    "config",
+    "local",
+    "server",
+    "asynchronous",
+    "evaluation",
+    "personal",
+)  # of a job, told each by itself
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -140,6 +147,7 @@ def _setting(report: Report) -> str:
         "evaluation": spec["evaluation"] or {},
         "server": spec["server"] | {"learning_rate": report.job.spec.server.rate},
         "asynchronous": spec["asynchronous"],
+        "personal": spec.get("personal"),
     }
     lists = [
         f"<div><h3>{name}</h3><dl>"

@@ -19,6 +19,7 @@ from schemas.jobs import (
     JobSpec,
     LocalPlan,
     LocalSettings,
+    Personal,
     ServerSettings,
     parse_job,
 )
@@ -30,6 +31,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "At the server": ServerSettings,
     "Asynchronous jobs": AsyncSettings,
     "Evaluation": EvaluationSettings,
+    "Personal layers": Personal,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -124,6 +126,7 @@ def test_the_full_example_sets_every_field() -> None:
     assert set(document["local"]) == names(LocalPlan)
     assert set(document["server"]) == names(ServerSettings)
     assert set(document["evaluation"]) == names(EvaluationSettings)
+    assert set(document["personal"]) == names(Personal)
 
 
 def test_the_tabular_example_sets_every_field_and_fits_the_file_beside_it(tmp_path: Path) -> None:
