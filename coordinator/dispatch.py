@@ -18,6 +18,7 @@ from coordinator.downlink import Downlink
 from coordinator.effects import AnswerJoin, SendChunks, SendModel, SendReceipt, SendRequest, Tell
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
+from coordinator.negotiation import asked_encoding
 from coordinator.state import RequestState
 from coordinator.store import NO_VERSION, Store
 from schemas import topics
@@ -153,6 +154,7 @@ class Dispatch:
         previous = job.versions[-2].model if len(job.versions) > 1 else NO_VERSION
         offered = self._store.offer(job_id, version.number, version.model, previous, job.epoch)
         spec = job.spec
+        layout, status = self._store.layout(job_id), self._ledger.state.devices[device].status
         local = replace_field(spec.local, seed=_seed(spec.seed, job_id, device, request.round))
         return TrainingRequest(
             job=job_id,
@@ -169,6 +171,7 @@ class Dispatch:
             update_key=request.key,
             chunk_bytes=spec.chunk_bytes,
             deadline_s=max(job.round.deadline_run_s - self._ledger.now().run_s, 1.0),
+            encoding=asked_encoding(spec, layout, status),
         )
 
     async def _model_offer(self, asked: SendModel) -> Event:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
+from compression import decode
 from coordinator.strategies import Moments, ServerOptimiser, Weight
+from schemas.encodings import FLOAT32, Encoding, encoded_bytes, told_encoding
 from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
 from schemas.errors import Malformed, WireError
 from schemas.events import Update, decode_from_device
@@ -36,7 +38,8 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the update that answers one request must be; signed by ``signer``, unless that was looked at."""
+    """What the update that answers one request must be; signed by ``signer``, unless that was looked at. It
+    is encoded as float32 or in ``encoding``."""
 
     federation: bytes
     job: str
@@ -45,6 +48,7 @@ class Expected:
     layout: Layout
     key: BoxKey
     signer: bytes = b""
+    encoding: Encoding = FLOAT32
 
 
 def stored(envelope: Envelope) -> bytes:
@@ -79,8 +83,9 @@ def read_envelope(file: File) -> tuple[Envelope, int]:
 class Folder:
     """Opens, checks and adds updates of one layout, one after the other, in the same buffers.
 
-    Peak memory: 4 bytes per parameter for the open update, 8 for the sum; at the end 8 for the
-    model, and 4 for each vector that the server optimiser keeps.
+    Peak memory: 4 bytes per parameter for the open update, and beside it what it takes encoded, if it is, at
+    most 2 (top-k of half the coordinates: 4); 8 for the sum; at the end 8 for the model, and 4 for each
+    vector that the server optimiser keeps.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -89,6 +94,7 @@ class Folder:
         self._open: NDArray[np.float32] = np.empty(self._count, dtype="<f4")
         self._sum: NDArray[np.float64] = np.zeros(self._count)
         self._block: NDArray[np.float64] = np.empty(min(BLOCK, self._count))
+        self._encoded = bytearray()
         self._sealed = bytearray()
         self._squares = 0.0  # of the open update's coordinates
         self._owed = 0.0  # weight of the open update, if it is to be added
@@ -118,6 +124,10 @@ class Folder:
             raise Unfit("base: trained on another model version than the request's")
         if [(vector.name, vector.length) for vector in update.vectors] != [(DELTA, self._count)]:
             raise Unfit(f"layout: the vectors are not one {DELTA!r} of {self._count} coordinates")
+        encoding = told_encoding(update.encoding)
+        if encoding not in (FLOAT32, expected.encoding):
+            told, asked = (f"{one.name} (keep {one.keep})" for one in (encoding, expected.encoding))
+            raise Unfit(f"encoding: {told} where the job takes {asked} or float32")
         try:
             self._fill(file, chunks_at, envelope.clear, opened, update)
         except WireError as error:
@@ -127,15 +137,28 @@ class Folder:
         return update
 
     def _fill(self, file: File, at: int, clear: Clear, opened: Opened, update: Update) -> None:
-        out = self._open.data.cast("B")
+        encoding = told_encoding(update.encoding)
+        plain = encoding == FLOAT32
         got = clear.content_bytes if clear.chunks else len(update.inline)
-        if got != len(out):
-            raise Unfit(f"length: {got} bytes where {len(out)} belong")
+        size = encoded_bytes(encoding, self._count)
+        if got != size:
+            raise Unfit(f"length: {got} bytes where {size} belong")
         self._squares = 0.0
+        if not plain and len(self._encoded) < size:
+            self._encoded = bytearray(size)
+        out = self._open.data.cast("B") if plain else memoryview(self._encoded)[:size]
         if not clear.chunks:
             out[:] = update.inline
+        else:
+            self._open_chunks(file, at, clear, opened, out, measured=plain)
+        if not plain:
+            decode(encoding, out, self._open)
+        if not (plain and clear.chunks):
             self._measure(0, self._count)
-            return
+
+    def _open_chunks(
+        self, file: File, at: int, clear: Clear, opened: Opened, out: memoryview, *, measured: bool
+    ) -> None:
         if len(self._sealed) < clear.chunk_bytes + CHUNK_OVERHEAD_BYTES:
             self._sealed = bytearray(clear.chunk_bytes + CHUNK_OVERHEAD_BYTES)
         for index in range(clear.chunks):
@@ -147,9 +170,10 @@ class Folder:
             chunk_open_into(
                 opened.key, index, clear.chunks, sealed, opened.context, out[start : start + plain]
             )
-            self._measure(-(-start // 4), (start + plain) // 4)  # while it is in the processor's cache
-            if start % 4:
-                self._measure(start // 4, start // 4 + 1)  # the coordinate that the two chunks share
+            if measured:
+                self._measure(-(-start // 4), (start + plain) // 4)  # while it is in the processor's cache
+                if start % 4:
+                    self._measure(start // 4, start // 4 + 1)  # the coordinate that the two chunks share
             at += len(sealed)
 
     def _measure(self, begin: int, end: int) -> None:

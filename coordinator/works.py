@@ -17,6 +17,7 @@ from coordinator.fold import Expected, Folder, Looked, look
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
+from coordinator.negotiation import wanted_encoding
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
 from coordinator.strategies import begun, server_optimiser, weigh
@@ -143,6 +144,7 @@ class Works:
             job.round.base,
             self._store.layout(job.id),
             key,
+            encoding=wanted_encoding(job.spec, self._store.layout(job.id)),
         )
         return await self._ports.offload.run(look, folder, self._bodies, request.digest, expected)
 

@@ -14,14 +14,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
+
 from broker.ports import Clock, File, Ports
 from broker.system import system_ports
 from edge_agent import orders, tasks
 from edge_agent.sealer import open_model, seal_update
 from edge_agent.tasks import Task, TaskError
 from schemas import work
+from schemas.encodings import FLOAT32
 from schemas.errors import WireError
-from schemas.events import Metrics, Update, Vector
+from schemas.events import Update, Vector
+from schemas.fields import Metrics
 from schemas.limits import TEXT_CHARS_MAX
 from schemas.models import DELTA
 
@@ -29,6 +33,7 @@ try:
     import torch
     from torch import nn
 
+    from edge_agent.encoder import encode_delta
     from edge_agent.tasks.devices import device_for
     from edge_agent.tensors import layout_of, load, load_parameters, model_parts, subtract_base
 except ImportError as error:
@@ -124,6 +129,7 @@ class Worker:
             evaluation = metrics(task.evaluate(module, data))
         trained, train_s = self._timed(task, module, data, order.local, order.cpu_share)
         delta = subtract_base(module, order.layout, model)
+        content = encode_delta(self._ports.files, order, delta)
         update = Update(
             job=order.manifest.job,
             request=order.request,
@@ -134,10 +140,11 @@ class Worker:
             train_s=train_s,
             metrics=metrics(trained.metrics),
             evaluation=evaluation,
-            content=sha256(delta).digest(),
+            content=sha256(content).digest(),
+            encoding=msgspec.UNSET if order.encoding == FLOAT32 else order.encoding,
         )
         del module, data
-        sealed = seal_update(self._ports, order, update, delta)
+        sealed = seal_update(self._ports, order, update, content)
         return work.Trained(
             clear=sealed.clear,
             seal=sealed.seal,

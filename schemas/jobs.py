@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Final, Literal
 
 import msgspec
 
+from schemas.encodings import Encoding, EncodingName
 from schemas.errors import JobRefused
 from schemas.ids import checked_name
 from schemas.limits import CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, COHORT_MAX
@@ -63,6 +65,18 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return 1.0 if self.optimiser in ("fedavg", "fedavgm") else 0.1
 
 
+class CompressionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How updates travel ``up`` from devices that can encode so; the others send float32. ``fraction`` is the
+    part of the coordinates that ``topk`` sends, and means nothing to the other encodings."""
+
+    up: EncodingName = "float32"
+    fraction: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.01
+
+    def encoding(self, count: int) -> Encoding:
+        """That of an update of ``count`` coordinates."""
+        return Encoding(self.up, max(math.ceil(self.fraction * count), 1) if self.up == "topk" else 0)
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One job: synchronous rounds, whose updates are averaged with the weight of their samples.
 
@@ -78,6 +92,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     config: TaskConfig = {}
     local: LocalSettings = LocalSettings()
     server: ServerSettings = ServerSettings()
+    compression: CompressionSettings = CompressionSettings()
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1

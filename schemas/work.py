@@ -12,8 +12,10 @@ from typing import Final, Literal
 import msgspec
 
 from schemas.codec import OneOf, pack, unpack_one
+from schemas.encodings import FLOAT32, Encoding
 from schemas.envelope import Clear, Seal
-from schemas.events import DECLINE_REASONS, Metrics
+from schemas.events import DECLINE_REASONS
+from schemas.fields import Metrics
 from schemas.jobs import LocalSettings, TaskConfig
 from schemas.limits import BODY_BYTES_MAX, TEXT_CHARS_MAX
 from schemas.models import Layout, Manifest
@@ -24,6 +26,7 @@ FRAME_BYTES_MAX: Final = 2 * BODY_BYTES_MAX  # a layout and a manifest, each of 
 # Files in the folder that an update is written to.
 BODY_FILE: Final = "body"
 CHUNKS_FILE: Final = "chunks"
+RESIDUAL_FILE: Final = "residual"  # of an update that leaves something out: what that is, float32
 
 Processor = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -33,7 +36,9 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
 
     ``sender`` is the device's Ed25519 public key. Content up to ``inline_max`` bytes travels in the body.
     ``cpu_share`` (above 0, at most 1) is the part of the time that training may compute; ``device`` is
-    where it runs ("auto": an accelerator if there is one).
+    where it runs ("auto": an accelerator if there is one). With an ``encoding`` that leaves something out,
+    ``residual`` names the file of what was left out before, if there is one; what is left out now is written
+    beside the update.
     """
 
     task: str
@@ -52,6 +57,8 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     inline_max: int
     cpu_share: float = 1.0
     device: Processor = "auto"
+    encoding: Encoding = FLOAT32
+    residual: str = ""
 
     def __repr__(self) -> str:
         """Without the job's key."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PRODUCT = ("broker", "coordinator", "edge_agent", "schemas")
+PRODUCT = ("broker", "compression", "coordinator", "edge_agent", "schemas")
 FILE_LINES_MAX = 300
 FUNCTION_LINES_MAX = 50
 
@@ -47,6 +47,7 @@ CONTRACT_SOURCES = {
         "coordinator.cohort",
         "coordinator.registry",
         "coordinator.enrolment",
+        "coordinator.negotiation",
         "coordinator.receipts",
         "coordinator.scheduler",
         "coordinator.strategies",

@@ -133,7 +133,8 @@ class Translator:
 
 
 KEPT: Final = frozenset(
-    {"base", "batch_size", "chunk_bytes", "chunks", "content", "cores", "deadline_run_s", "deadline_s"}
+    {"base", "batch_size", "chunk_bytes", "chunks", "compression", "content", "cores", "deadline_run_s"}
+    | {"deadline_s", "encoding", "encodings"}
     | {"epoch", "epochs", "expires_wall_s", "folded", "have", "high", "incarnation", "index", "inline"}
     | {"job_key", "key_set", "learning_rate", "length", "memory_bytes", "min_reports", "model", "moments"}
     | {

@@ -13,13 +13,14 @@ import pytest
 from edge_agent.tasks import Task
 from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
-from schemas.jobs import JobSpec, LocalSettings, ServerSettings, parse_job
+from schemas.jobs import CompressionSettings, JobSpec, LocalSettings, ServerSettings, parse_job
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "The job": JobSpec,
     "Local training": LocalSettings,
     "At the server": ServerSettings,
+    "Compression": CompressionSettings,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -52,6 +53,8 @@ def default_in_words(field: msgspec.structs.FieldInfo) -> str:
             return "see [Local training](#local-training)"
         case ServerSettings():
             return "see [At the server](#at-the-server)"
+        case CompressionSettings():
+            return "see [Compression](#compression)"
         case str():
             return f'`"{default}"`'
     return f"`{default}`"
@@ -109,6 +112,7 @@ def test_the_full_example_sets_every_field() -> None:
     assert set(document["config"]) == names(VisionConfig)
     assert set(document["local"]) == names(LocalSettings)
     assert set(document["server"]) == names(ServerSettings)
+    assert set(document["compression"]) == names(CompressionSettings)
 
 
 def test_the_tabular_example_sets_every_field_and_fits_the_file_beside_it(tmp_path: Path) -> None:
