@@ -46,6 +46,8 @@ def compare(
 
 def _plain(value: object) -> object:
     """As a report has it."""
+    if value is msgspec.UNSET:
+        return None
     return value.hex() if isinstance(value, bytes) else msgspec.to_builtins(value)
 
 
