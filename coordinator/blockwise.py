@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
-from coordinator.fold import Expected, Unfit, read_envelope, stored_name
+from coordinator.fold import Expected, Unfit
+from coordinator.stored import read_envelope, stored_name
 from coordinator.strategies.optimiser import Floats
 from coordinator.strategies.robust import PIECE
 from schemas.envelope import Clear, open_envelope

@@ -12,10 +12,10 @@ from broker.bodies import Bodies
 from broker.journal import Entry, Journal
 from coordinator.entries import Logged, Message, Sent, Turned, decode_entry
 from coordinator.facts import Heard, RequestsIssued, UpdateJudged, VersionCommitted
-from coordinator.fold import stored_name
 from coordinator.inputs import Cancel, Invite, JoinAsked, Recorded, Revoke, Submit
 from coordinator.keystore import Identity
 from coordinator.state import State
+from coordinator.stored import stored_name
 from schemas.codec import unpack
 from schemas.envelope import Envelope, Header, open_envelope
 from schemas.errors import WireError

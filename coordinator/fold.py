@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
+from compression import decode
+from coordinator.stored import read_envelope, stored_name
 from coordinator.strategies import Aggregation, Moments, ServerOptimiser, Told, Updates, Weight
-from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
-from schemas.errors import Malformed, WireError
+from schemas.encodings import FLOAT32, Encoding, encoded_bytes, told_encoding
+from schemas.envelope import Clear, Opened, open_envelope
+from schemas.errors import WireError
 from schemas.events import Update, decode_from_device
 from schemas.keys import BoxKey
-from schemas.limits import BODY_BYTES_MAX, CHUNK_OVERHEAD_BYTES, HEADER_BYTES_MAX
+from schemas.limits import CHUNK_OVERHEAD_BYTES
 from schemas.models import DELTA, Layout
 from schemas.sealing import chunk_open_into
 
-STORED_BYTES_MAX = BODY_BYTES_MAX + 2 * HEADER_BYTES_MAX
 BLOCK = 65_536  # coordinates at a time: their float64 copies stay in the processor's cache
 
 
@@ -36,7 +37,8 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the update that answers one request must be; signed by ``signer``, unless that was looked at."""
+    """What the update that answers one request must be; signed by ``signer``, unless that was looked at. It
+    is encoded as float32 or in ``encoding``."""
 
     federation: bytes
     job: str
@@ -45,42 +47,15 @@ class Expected:
     layout: Layout
     key: BoxKey
     signer: bytes = b""
-
-
-def stored(envelope: Envelope) -> bytes:
-    """How an update's envelope is kept: u32 length ‖ envelope. Its chunks, if any, follow it."""
-    data = envelope.to_bytes()
-    return LENGTH.pack(len(data)) + data
-
-
-def stored_name(recipient: bytes, digest: bytes) -> str:
-    """The body's name of the update ``digest`` that was sealed to the key id ``recipient``.
-
-    With the recipient, whose key is one device's for one request: otherwise another device could send the
-    same bytes under its own signature first, and spoil them for the one that they are of.
-    """
-    return sha256(recipient + digest).hexdigest()
-
-
-def read_envelope(file: File) -> tuple[Envelope, int]:
-    """The envelope at the start of a stored update, and where its chunks begin.
-
-    Raises `Malformed` when a crash cut it short.
-    """
-    prefix = file.read_at(0, LENGTH.size)
-    if len(prefix) < LENGTH.size or not 0 < (size := LENGTH.unpack(prefix)[0]) <= STORED_BYTES_MAX:
-        raise Malformed("the stored update is cut short")
-    stored = file.read_at(LENGTH.size, size)
-    if len(stored) < size:
-        raise Malformed("the stored update is cut short")
-    return parse(stored), LENGTH.size + size
+    encoding: Encoding = FLOAT32
 
 
 class Folder:
     """Opens, checks and adds updates of one layout, one after the other, in the same buffers.
 
-    Peak memory: 4 bytes per parameter for the open update, 8 for the sum; at the end 8 for the
-    model, and 4 for each vector that the server optimiser keeps.
+    Peak memory: 4 bytes per parameter for the open update, and beside it what it takes encoded, if it is, at
+    most 2 (top-k of half the coordinates: 4); 8 for the sum; at the end 8 for the model, and 4 for each
+    vector that the server optimiser keeps.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -89,10 +64,9 @@ class Folder:
         self._open: NDArray[np.float32] = np.empty(self._count, dtype="<f4")
         self._sum: NDArray[np.float64] = np.zeros(self._count)
         self._block: NDArray[np.float64] = np.empty(min(BLOCK, self._count))
+        self._encoded = bytearray()
         self._sealed = bytearray()
-        self._squares = self._parted = (
-            0.0  # of the open update's coordinates, and of their way from the centre
-        )
+        self._squares = self._parted = 0.0  # of the open update's coordinates; of their way from the centre
         self.centre: NDArray[np.float32] | None = None
         """What changes are clipped around, where that is not 0; until `clear`."""
         self._owed = 0.0  # weight of the open update, if it is to be added
@@ -125,6 +99,10 @@ class Folder:
             raise Unfit("base: trained on another model version than the request's")
         if [(vector.name, vector.length) for vector in update.vectors] != [(DELTA, self._count)]:
             raise Unfit(f"layout: the vectors are not one {DELTA!r} of {self._count} coordinates")
+        encoding = told_encoding(update.encoding)
+        if encoding not in (FLOAT32, expected.encoding):
+            told, asked = (f"{one.name} (keep {one.keep})" for one in (encoding, expected.encoding))
+            raise Unfit(f"encoding: {told} where the job takes {asked} or float32")
         try:
             self._fill(file, chunks_at, envelope.clear, opened, update)
         except WireError as error:
@@ -134,15 +112,28 @@ class Folder:
         return update
 
     def _fill(self, file: File, at: int, clear: Clear, opened: Opened, update: Update) -> None:
-        out = self._open.data.cast("B")
+        encoding = told_encoding(update.encoding)
+        plain = encoding == FLOAT32
         got = clear.content_bytes if clear.chunks else len(update.inline)
-        if got != len(out):
-            raise Unfit(f"length: {got} bytes where {len(out)} belong")
+        size = encoded_bytes(encoding, self._count)
+        if got != size:
+            raise Unfit(f"length: {got} bytes where {size} belong")
         self._squares = self._parted = 0.0
+        if not plain and len(self._encoded) < size:
+            self._encoded = bytearray(size)
+        out = self._open.data.cast("B") if plain else memoryview(self._encoded)[:size]
         if not clear.chunks:
             out[:] = update.inline
+        else:
+            self._open_chunks(file, at, clear, opened, out, measured=plain)
+        if not plain:
+            decode(encoding, out, self._open)
+        if not (plain and clear.chunks):
             self._measure(0, self._count)
-            return
+
+    def _open_chunks(
+        self, file: File, at: int, clear: Clear, opened: Opened, out: memoryview, *, measured: bool
+    ) -> None:
         if len(self._sealed) < clear.chunk_bytes + CHUNK_OVERHEAD_BYTES:
             self._sealed = bytearray(clear.chunk_bytes + CHUNK_OVERHEAD_BYTES)
         for index in range(clear.chunks):
@@ -154,9 +145,10 @@ class Folder:
             chunk_open_into(
                 opened.key, index, clear.chunks, sealed, opened.context, out[start : start + plain]
             )
-            self._measure(-(-start // 4), (start + plain) // 4)  # while it is in the processor's cache
-            if start % 4:
-                self._measure(start // 4, start // 4 + 1)  # the coordinate that the two chunks share
+            if measured:
+                self._measure(-(-start // 4), (start + plain) // 4)  # while it is in the processor's cache
+                if start % 4:
+                    self._measure(start // 4, start // 4 + 1)  # the coordinate that the two chunks share
             at += len(sealed)
 
     def _measure(self, begin: int, end: int) -> None:

@@ -18,6 +18,7 @@ from coordinator.entries import Turned, decode_entry
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived, VersionCommitted
 from coordinator.fold import Expected, Folder, look
 from coordinator.keystore import KeyStore, load_identity
+from coordinator.negotiation import wanted_encoding
 from coordinator.recovery import open_whole
 from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store
@@ -134,6 +135,7 @@ class Recording:
             self.store.layout(job.id),
             key,
             self._signers[job.id, request.device, request.number],
+            wanted_encoding(job.spec, self.store.layout(job.id)),
         )
 
     def again(self, job: Job, weighed: list[tuple[Request, Weight]]) -> Blockwise:

@@ -18,6 +18,7 @@ from coordinator.fold import Expected, Folder, Looked, Unfit, look
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
+from coordinator.negotiation import wanted_encoding
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
 from coordinator.strategies import Moments, Weight, aggregation, begun, server_optimiser, weigh
@@ -154,7 +155,10 @@ class Works:
             return None
         layout = self._store.layout(job.id)
         base = job.base(request).model
-        return Expected(self._identity.federation, job.id, request.number, base, layout, key)
+        encoding = wanted_encoding(job.spec, layout)
+        return Expected(
+            self._identity.federation, job.id, request.number, base, layout, key, encoding=encoding
+        )
 
     async def _commit(self, order: Commit) -> None:
         job = self._job(order.job)

@@ -18,6 +18,7 @@ from edge_agent.config import Config, ConfigError
 from edge_agent.identity import Identity
 from edge_agent.ledger import Ledger
 from edge_agent.listen import data_is_there
+from schemas.encodings import ENCODINGS
 from schemas.events import ChallengeAnswer, DeviceStatus, Event, RequestRef, StateRequest
 from schemas.limits import RESEND_CAP_S, RESEND_FIRST_S
 
@@ -135,6 +136,7 @@ class Presence:
                 for name, path in self._config.data.items()
                 if data_is_there(self._files, path)
             },
+            encodings=list(ENCODINGS),
         )
 
 

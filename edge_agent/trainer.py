@@ -20,6 +20,7 @@ from edge_agent.outbox import Outbox
 from edge_agent.policy import data_path, decline
 from edge_agent.private import Drawer
 from schemas import work
+from schemas.encodings import told_encoding
 from schemas.errors import WireError
 from schemas.events import Decline, TrainingRequest
 from schemas.limits import INLINE_BYTES_MAX
@@ -158,6 +159,8 @@ class Trainer:
             cpu_share=self._config.policy.cpu_share,
             device=self._config.policy.device,
             private=str(self._drawer.path(request.job)),
+            encoding=told_encoding(request.encoding),
+            residual=str(self._outbox.residuals.path(request.job)),
         )
 
     def _give_up(self, key: RequestKey, answer: Decline, *, cause: str = "") -> None:

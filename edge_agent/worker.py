@@ -15,14 +15,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
+
 from broker.ports import Clock, File, Ports
 from broker.system import system_ports
 from edge_agent import orders, private, tasks
 from edge_agent.sealer import open_model, seal_update
 from edge_agent.tasks import Task, TaskError
 from schemas import work
+from schemas.encodings import FLOAT32
 from schemas.errors import WireError
-from schemas.events import Metrics, Update, Vector
+from schemas.events import Update, Vector
+from schemas.fields import Metrics
 from schemas.limits import TEXT_CHARS_MAX
 from schemas.models import DELTA
 
@@ -30,6 +34,7 @@ try:
     import torch
     from torch import nn
 
+    from edge_agent.encoder import encode_delta
     from edge_agent.tasks.devices import device_for
     from edge_agent.tensors import (
         layout_of,
@@ -136,6 +141,7 @@ class Worker:
             evaluation = metrics(task.evaluate(module, data))
         trained, train_s = self._timed(task, module, data, order.local, order.cpu_share)
         delta = subtract_base(module, order.layout, model)
+        content = encode_delta(self._ports.files, order, delta)
         update = Update(
             job=order.manifest.job,
             request=order.request,
@@ -146,13 +152,14 @@ class Worker:
             train_s=train_s,
             metrics=metrics(trained.metrics),
             evaluation=evaluation,
-            content=sha256(delta).digest(),
+            content=sha256(content).digest(),
+            encoding=msgspec.UNSET if order.encoding == FLOAT32 else order.encoding,
         )
         if order.layout.personal_count:
             parts = [part.numpy().data.cast("B") for part in personal_parts(module, order.layout)]
             private.write(self._ports.files, Path(order.out_dir) / work.PRIVATE_FILE, order.layout, parts)
         del module, data
-        sealed = seal_update(self._ports, order, update, delta)
+        sealed = seal_update(self._ports, order, update, content)
         return work.Trained(
             clear=sealed.clear,
             seal=sealed.seal,

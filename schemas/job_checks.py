@@ -69,6 +69,11 @@ def _check_clipping(spec: JobSpec) -> None:
 
 def _check_aggregation(spec: JobSpec) -> None:
     rule = spec.server.aggregation
+    if rule != "mean" and spec.compression.up != "float32":
+        raise JobRefused(
+            f"job {spec.name}: server.aggregation {rule} reads the updates again by blocks of coordinates, "
+            f"which compression.up {spec.compression.up} does not allow; leave one of them out"
+        )
     if rule != "mean" and spec.server.normalised:
         raise JobRefused(
             f"job {spec.name}: server.normalised weighs the changes of a mean, and server.aggregation "

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.structs import force_setattr, replace
 
+from schemas.encodings import Encoding, EncodingName
 from schemas.errors import JobRefused
 from schemas.job_checks import checked_job
 from schemas.limits import CHUNK_BYTES_CHOSEN_MIN, CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, COHORT_MAX
@@ -212,6 +213,18 @@ class Personal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_norm: bool = False
 
 
+class CompressionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How updates travel ``up`` from devices that can encode so; the others send float32. ``fraction`` is the
+    part of the coordinates that ``topk`` sends, and means nothing to the other encodings."""
+
+    up: EncodingName = "float32"
+    fraction: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.01
+
+    def encoding(self, count: int) -> Encoding:
+        """That of an update of ``count`` coordinates."""
+        return Encoding(self.up, max(math.ceil(self.fraction * count), 1) if self.up == "topk" else 0)
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One job, whose updates are averaged with the weight of their samples; synchronous rounds, unless it is
     ``asynchronous``.
@@ -231,6 +244,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     asynchronous: AsyncSettings | None = None
     evaluation: EvaluationSettings | None = None
     personal: Personal | UnsetType = UNSET
+    compression: CompressionSettings = CompressionSettings()
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1

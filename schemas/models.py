@@ -25,7 +25,7 @@ import msgspec
 from schemas.codec import pack
 from schemas.envelope import chunk_count
 from schemas.errors import Forged, LayoutMismatch
-from schemas.events import ChunkBytes, Digest, Name, Number, Text
+from schemas.fields import ChunkBytes, Digest, Name, Number, Text
 from schemas.ids import TRANSFER_BYTES
 from schemas.keys import Kind, SigningKey, open_struct, sign_struct
 from schemas.limits import CHUNKS_MAX, CONTENT_BYTES_MAX, LAYOUT_BYTES_MAX, PARAMETERS_MAX, TENSORS_MAX

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PRODUCT = ("broker", "coordinator", "edge_agent", "schemas")
+PRODUCT = ("broker", "compression", "coordinator", "edge_agent", "schemas")
 FILE_LINES_MAX = 300
 FUNCTION_LINES_MAX = 50
 
@@ -50,6 +50,7 @@ CONTRACT_SOURCES = {
         "coordinator.evaluation",
         "coordinator.progress",
         "coordinator.spread",
+        "coordinator.negotiation",
         "coordinator.receipts",
         "coordinator.scheduler",
         "coordinator.strategies",

@@ -138,17 +138,8 @@ class Translator:
 
 
 KEPT: Final = frozenset(
-    {
-        "base",
-        "batch_size",
-        "chunk_bytes",
-        "chunks",
-        "content",
-        "cores",
-        "deadline_run_s",
-        "deadline_s",
-        "distance",
-    }
+    {"base", "batch_size", "chunk_bytes", "chunks", "compression", "content", "cores", "deadline_run_s"}
+    | {"deadline_s", "distance", "encoding", "encodings"}
     | {"epoch", "epochs", "expires_wall_s", "folded", "have", "high", "incarnation", "index", "inline"}
     | {"job_key", "key_set", "learning_rate", "length", "memory_bytes", "min_reports", "model", "moments"}
     | {

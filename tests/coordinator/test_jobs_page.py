@@ -15,6 +15,7 @@ from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
 from schemas.jobs import (
     AsyncSettings,
+    CompressionSettings,
     EvaluationSettings,
     JobSpec,
     LocalPlan,
@@ -32,6 +33,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "Asynchronous jobs": AsyncSettings,
     "Evaluation": EvaluationSettings,
     "Personal layers": Personal,
+    "Compression": CompressionSettings,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -64,6 +66,8 @@ def default_in_words(field: msgspec.structs.FieldInfo) -> str:
             return "see [Local training](#local-training)"
         case ServerSettings():
             return "see [At the server](#at-the-server)"
+        case CompressionSettings():
+            return "see [Compression](#compression)"
         case str():
             return f'`"{default}"`'
     return f"`{default}`"
@@ -127,6 +131,7 @@ def test_the_full_example_sets_every_field() -> None:
     assert set(document["server"]) == names(ServerSettings)
     assert set(document["evaluation"]) == names(EvaluationSettings)
     assert set(document["personal"]) == names(Personal)
+    assert set(document["compression"]) == names(CompressionSettings)
 
 
 def test_the_tabular_example_sets_every_field_and_fits_the_file_beside_it(tmp_path: Path) -> None:
