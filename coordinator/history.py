@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, select
 
-from coordinator.records import jobs, requests, rounds
 from coordinator.spread import Told, spreads
 from coordinator.state import RequestState
+from coordinator.tables import jobs, requests, rounds
 from schemas.jobs import JobSpec
 
 View = dict[str, Any]
