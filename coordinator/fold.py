@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from broker.bodies import Bodies
 from broker.ports import File
 from coordinator.strategies import Moments, ServerOptimiser, Weight
+from coordinator.strategies.scaffold import follow
 from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
 from schemas.errors import Malformed, WireError
 from schemas.events import Update, decode_from_device
@@ -80,7 +81,7 @@ class Folder:
     """Opens, checks and adds updates of one layout, one after the other, in the same buffers.
 
     Peak memory: 4 bytes per parameter for the open update, 8 for the sum; at the end 8 for the
-    model, and 4 for each vector that the server optimiser keeps.
+    model, and 4 for each vector that the server optimiser keeps; 8 more for both with SCAFFOLD.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -92,6 +93,8 @@ class Folder:
         self._sealed = bytearray()
         self._squares = 0.0  # of the open update's coordinates
         self._owed = 0.0  # weight of the open update, if it is to be added
+        self._controls: NDArray[np.float64] = np.zeros(layout.control_count)  # Σ nₖ·δₖ / (Kₖ·η), for SCAFFOLD
+        self._owed_control = 0.0
         self.samples = 0
         self.efforts = 0.0
         """Σ nₖ·aₖ of ``coordinator.strategies.weighing``."""
@@ -177,7 +180,7 @@ class Folder:
     def add(self, weight: Weight) -> None:
         """Fold the open update. Cheap: the sum is made with the next call that blocks anyway, so that callers
         need no thread for this one."""
-        self._owed = weight.of_change
+        self._owed, self._owed_control = weight.of_change, weight.of_control
         self.samples += weight.samples
         self.efforts += weight.samples * weight.effort
         self.folded += 1
@@ -193,15 +196,23 @@ class Folder:
             np.copyto(block, part)
             np.multiply(block, weight, out=block)
             np.add(total, block, out=total)
+            if len(self._controls):
+                controls = self._controls[start : start + BLOCK]
+                np.copyto(block, part)
+                np.multiply(block, self._owed_control, out=block)
+                np.add(controls, block, out=controls)
 
     def total(self) -> NDArray[np.float64]:
         """The sum of the weighted changes; another's after the next `add`."""
         self._settle()
         return self._sum
 
-    def finish(self, base: bytes | bytearray, optimiser: ServerOptimiser, moments: Moments) -> bytearray:
+    def finish(
+        self, base: bytes | bytearray, optimiser: ServerOptimiser, moments: Moments, population: int = 0
+    ) -> bytearray:
         """The next model's bytes: ``base`` with its trained part moved by what ``optimiser`` makes of the
-        weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place."""
+        weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place.
+        ``population`` is how many devices there are, for SCAFFOLD."""
         self._settle()
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
@@ -219,12 +230,27 @@ class Folder:
                 np.add(block, part, out=block)
                 np.copyto(part, block, casting="same_kind")
                 finite = finite and bool(np.isfinite(part).all() and np.isfinite(kept).all())
-        self.overflowed = not finite
+            self.overflowed = not (finite and self._follow(model, population))
         return model
+
+    def _follow(self, model: bytearray, population: int) -> bool:
+        """Bring the model's control variates, if there are any, up to date; whether float32 holds them."""
+        count = len(self._controls)
+        controls = np.frombuffer(model, dtype="<f4", count=count, offset=4 * self._count if count else 0)
+        share = min(self.folded / max(population, 1), 1.0)
+        for start in range(0, count, BLOCK):
+            part = controls[start : start + BLOCK]
+            block = self._block[: len(part)]
+            np.divide(self._controls[start : start + BLOCK], float(self.samples), out=block)
+            exact = part.astype(np.float64)
+            follow(exact, block, share)
+            np.copyto(part, exact, casting="same_kind")
+        return bool(np.isfinite(controls).all())
 
     def clear(self) -> None:
         """Start the next round with the same buffers."""
         self._sum.fill(0.0)
+        self._controls.fill(0.0)
         self._owed = 0.0
         self.samples = 0
         self.efforts = 0.0

@@ -75,7 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def weigh(self, request: Request, spec: JobSpec) -> Weight:
         """What an update counts."""
         weight = weigh(request, self.rule(spec), spec.local)
-        return weight if self.weights == "samples" else Weight(1, weight.scale, weight.effort)
+        return weight if self.weights == "samples" else Weight(1, weight.scale, weight.effort, weight.way)
 
 
 def parse_settings(document: dict[str, Any], spec: JobSpec) -> Settings:
@@ -140,7 +140,11 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         for request in chosen:
             _open(recording, folder, commit, request)
             folder.add(settings.weigh(request, commit.job.spec))
-        other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
+        other = (
+            bytes(folder.finish(base, optimiser, moments, commit.job.spec.population))
+            if folder.samples
+            else base
+        )
         if folder.samples and folder.overflowed:
             raise NothingToReplay(
                 f"under these settings round {commit.fact.round} of job {job} takes the model beyond the "

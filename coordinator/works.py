@@ -179,7 +179,8 @@ class Works:
         optimiser = server_optimiser(job.spec.server, last.number + 1)
         moments = begun(optimiser, self._store.layout(job.id).trained_count)
         self._store.read_moments(job.id, last.number, last.moments, moments)
-        model = folder.finish(self._store.model(job.id, last.model), optimiser, moments)
+        before = self._store.model(job.id, last.model)
+        model = folder.finish(before, optimiser, moments, job.spec.population)
         if folder.overflowed:
             return None
         kept = self._store.put_moments(job.id, last.number + 1, moments)
@@ -196,6 +197,7 @@ class Works:
             job=job.id,
             parameters=job.parameters,
             personal=job.spec.personal,
+            controlled=bool(job.spec.scaffold),
             out=str(draft),
         )
         try:

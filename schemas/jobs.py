@@ -119,6 +119,15 @@ class Personal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_norm: bool = False
 
 
+class Scaffold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """SCAFFOLD: devices correct each step by control variates (``coordinator.strategies.scaffold``).
+
+    ``devices`` is N, how many there are in all.
+    """
+
+    devices: Positive
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One job: synchronous rounds, whose updates are averaged with the weight of their samples.
 
@@ -135,6 +144,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     local: LocalPlan = LocalPlan()
     server: ServerSettings = ServerSettings()
     personal: Personal | UnsetType = UNSET
+    scaffold: Scaffold | UnsetType = UNSET
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1
@@ -144,6 +154,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     samples_max: Annotated[int, msgspec.Meta(ge=1)] = 10_000_000
     chunk_bytes: ChunkBytes = CHUNK_BYTES_DEFAULT
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+    @property
+    def population(self) -> int:
+        """How many devices there are in all, where that matters; otherwise 0."""
+        return self.scaffold.devices if self.scaffold else 0
 
     def data_name(self) -> str:
         return self.dataset or self.task
@@ -187,9 +202,32 @@ def checked_job(spec: JobSpec) -> JobSpec:
             f"{spec.local.learning_rate:g} is {pull:g}: steps would leap over the model that they are "
             f"to stay close to; it must be below 1, so lower one of them"
         )
+    _check_scaffold(spec)
     if spec.min_reports > spec.cohort:
         raise JobRefused(
             f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "
             f"a round could never close; lower min_reports or raise cohort"
         )
     return spec
+
+
+def _check_scaffold(spec: JobSpec) -> None:
+    """`JobRefused` for what SCAFFOLD's formulas do not hold with."""
+    if not spec.scaffold:
+        return
+    odd = {
+        f"local.momentum {spec.local.momentum:g}": spec.local.momentum,
+        f"local.proximal {spec.local.mu:g}": spec.local.mu,
+        f"server.optimiser {spec.server.optimiser}": spec.server.optimiser != "fedavg",
+        "server.normalised": spec.server.normalised,
+    }
+    for name in (name for name, set_ in odd.items() if set_):
+        raise JobRefused(
+            f"job {spec.name}: {name} does not go with [scaffold], whose control variates are the gradients "
+            f"of plain SGD, averaged as they are; leave one of them out"
+        )
+    if spec.scaffold.devices < spec.cohort:
+        raise JobRefused(
+            f"job {spec.name}: scaffold.devices {spec.scaffold.devices} are fewer than cohort {spec.cohort}; "
+            f"say how many devices there are in all"
+        )

@@ -19,7 +19,7 @@ fewer than it took would count more than ``clip_norm`` allows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coordinator.state import Request
 from schemas.jobs import LocalSettings, ServerSettings
@@ -27,16 +27,23 @@ from schemas.jobs import LocalSettings, ServerSettings
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """``samples`` is n, ``scale`` is s, ``effort`` is a, of the module."""
+    """``samples`` is n, ``scale`` is s, ``effort`` is a, of the module. ``way`` is how far all steps that the
+    samples take lead where gradients are 1: K·η, for SCAFFOLD."""
 
     samples: int
     scale: float = 1.0
     effort: float = 1.0
+    way: float = field(default=1.0, compare=False)
 
     @property
     def of_change(self) -> float:
         """What the change is multiplied by."""
         return self.samples * self.scale / self.effort
+
+    @property
+    def of_control(self) -> float:
+        """What the change is multiplied by in the mean of δ / (K·η)."""
+        return self.samples * self.scale / self.way
 
 
 def weigh(request: Request, server: ServerSettings, local: LocalSettings) -> Weight:
@@ -47,7 +54,8 @@ def weigh(request: Request, server: ServerSettings, local: LocalSettings) -> Wei
         length *= _effort(local.steps(request.samples), local, request.round) / effort
     clip = server.clip_norm
     scale = clip / length if clip is not None and length > clip else 1.0
-    return Weight(request.samples, scale, effort)
+    way = local.steps(request.samples) * local.rate(request.round)
+    return Weight(request.samples, scale, effort, way)
 
 
 def _effort(steps: int, local: LocalSettings, round_: int) -> float:

@@ -13,7 +13,7 @@ import pytest
 from edge_agent.tasks import Task
 from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
-from schemas.jobs import JobSpec, LocalPlan, LocalSettings, Personal, ServerSettings, parse_job
+from schemas.jobs import JobSpec, LocalPlan, LocalSettings, Personal, Scaffold, ServerSettings, parse_job
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: Final[dict[str, type[msgspec.Struct]]] = {
@@ -21,6 +21,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "Local training": LocalPlan,
     "At the server": ServerSettings,
     "Personal layers": Personal,
+    "SCAFFOLD": Scaffold,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -106,7 +107,8 @@ def names(struct: type[msgspec.Struct]) -> set[str]:
 
 def test_the_full_example_sets_every_field() -> None:
     document = example("defects-2")
-    assert set(document) == names(JobSpec)
+    assert set(document) == names(JobSpec) - {"scaffold"}, "it does not go with all of them"
+    assert example("presses")["scaffold"].keys() == names(Scaffold)
     assert set(document["config"]) == names(VisionConfig)
     assert set(document["local"]) == names(LocalPlan)
     assert set(document["server"]) == names(ServerSettings)
