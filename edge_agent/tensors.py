@@ -111,7 +111,8 @@ def subtract_base(module: nn.Module, layout: Layout, base: bytearray) -> memoryv
 
 
 def load_parameters(module: nn.Module, layout: Layout, path: Path) -> None:
-    """Set all tensors of ``module`` from a safetensors file. Raises `LayoutMismatch` naming the tensor."""
+    """Set all tensors of ``module`` from a safetensors file; those of its ``begin_anew``, if it has that, may
+    be missing there. Raises `LayoutMismatch` naming the tensor."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -119,9 +120,9 @@ def load_parameters(module: nn.Module, layout: Layout, path: Path) -> None:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise LayoutMismatch(f"{path}: is no safetensors file that can be read: {error}") from error
-    state = module.state_dict()
+    state, anew = module.state_dict(), getattr(module, "begin_anew", ())
     for tensor in layout.tensors:
-        if tensor.role == "control":
+        if tensor.role == "control" or (tensor.name in anew and tensor.name not in found):
             continue
         value = found.pop(tensor.name, None)
         if value is None or list(value.shape) != tensor.shape or DTYPES.get(value.dtype) != tensor.dtype:
