@@ -9,16 +9,16 @@ each; so the same log gives the same bits on every machine (ARCHITECTURE.md, "Bi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.bodies import Bodies
 from broker.ports import File
 from compression import decode
-from coordinator.stored import read_envelope, stored_name
+from coordinator.stored import read_envelope
 from coordinator.strategies import Aggregation, Moments, ServerOptimiser, Told, Updates, Weight
+from coordinator.strategies.scaffold import follow
 from schemas.encodings import FLOAT32, Encoding, encoded_bytes, told_encoding
 from schemas.envelope import Clear, Opened, open_envelope
 from schemas.errors import WireError
@@ -55,7 +55,7 @@ class Folder:
 
     Peak memory: 4 bytes per parameter for the open update, and beside it what it takes encoded, if it is, at
     most 2 (top-k of half the coordinates: 4); 8 for the sum; at the end 8 for the model, and 4 for each
-    vector that the server optimiser keeps.
+    vector that the server optimiser keeps; 8 more for the sum and the end with SCAFFOLD.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -71,6 +71,8 @@ class Folder:
         """What changes are clipped around, where that is not 0; until `clear`."""
         self._owed = 0.0  # weight of the open update, if it is to be added
         self._divisor = 0.0  # of the sum; 0: all samples
+        self._controls: NDArray[np.float64] = np.zeros(layout.control_count)  # Σ nₖ·δₖ / (Kₖ·η), for SCAFFOLD
+        self._owed_control = 0.0
         self.samples = 0
         self.efforts = 0.0
         """Σ nₖ·aₖ of ``coordinator.strategies.weighing``."""
@@ -184,7 +186,7 @@ class Folder:
     def add(self, weight: Weight) -> None:
         """Fold the open update. Cheap: the sum is made with the next call that blocks anyway, so that callers
         need no thread for this one."""
-        self._owed = weight.of_change
+        self._owed, self._owed_control = weight.of_change, weight.of_control
         self.drawn += weight.of_centre
         self.samples += weight.samples
         self.efforts += weight.samples * weight.effort
@@ -211,15 +213,23 @@ class Folder:
             np.copyto(block, part)
             np.multiply(block, weight, out=block)
             np.add(total, block, out=total)
+            if len(self._controls):
+                controls = self._controls[start : start + BLOCK]
+                np.copyto(block, part)
+                np.multiply(block, self._owed_control, out=block)
+                np.add(controls, block, out=controls)
 
     def total(self) -> NDArray[np.float64]:
         """The sum of the weighted changes; another's after the next `add`."""
         self._settle()
         return self._sum
 
-    def finish(self, base: bytes | bytearray, optimiser: ServerOptimiser, moments: Moments) -> bytearray:
+    def finish(
+        self, base: bytes | bytearray, optimiser: ServerOptimiser, moments: Moments, population: int = 0
+    ) -> bytearray:
         """The next model's bytes: ``base`` with its trained part moved by what ``optimiser`` makes of the
-        weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place."""
+        weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place.
+        ``population`` is how many devices there are, for SCAFFOLD."""
         self._settle()
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
@@ -240,39 +250,29 @@ class Folder:
                 np.add(block, part, out=block)
                 np.copyto(part, block, casting="same_kind")
                 finite = finite and bool(np.isfinite(part).all() and np.isfinite(kept).all())
-        self.overflowed = not finite
+            self.overflowed = not (finite and self._follow(model, population))
         return model
+
+    def _follow(self, model: bytearray, population: int) -> bool:
+        """Bring the model's control variates, if there are any, up to date; whether float32 holds them."""
+        count = len(self._controls)
+        controls = np.frombuffer(model, dtype="<f4", count=count, offset=4 * self._count if count else 0)
+        share = min(self.folded / max(population, 1), 1.0)
+        for start in range(0, count, BLOCK):
+            part = controls[start : start + BLOCK]
+            block = self._block[: len(part)]
+            np.divide(self._controls[start : start + BLOCK], float(self.samples), out=block)
+            exact = part.astype(np.float64)
+            follow(exact, block, share)
+            np.copyto(part, exact, casting="same_kind")
+        return bool(np.isfinite(controls).all())
 
     def clear(self) -> None:
         """Start the next round with the same buffers."""
         self._sum.fill(0.0)
+        self._controls.fill(0.0)
         self._owed = self._divisor = self.drawn = 0.0
         self.centre = None
         self.samples = 0
         self.efforts = 0.0
         self.folded = 0
-
-
-@dataclass(slots=True)
-class Looked:
-    """What opening an update showed. ``problem`` is empty when nothing speaks against folding it."""
-
-    problem: str = ""
-    norm: float = 0.0
-    distance: float = 0.0
-    update: Update | None = field(default=None)
-
-
-def look(folder: Folder, bodies: Bodies, digest: bytes, expected: Expected) -> Looked:
-    """Open and check the stored update ``digest``; it stays in the folder's buffer. Blocking."""
-    file = bodies.open(stored_name(expected.key.id, digest))
-    try:
-        update = folder.read(file, expected)
-    except Unfit as error:
-        return Looked(problem=str(error))
-    finally:
-        file.close()
-    norm = folder.norm()
-    if not math.isfinite(norm):
-        return Looked("finite: the update holds NaN, infinity or numbers beyond 1e19", 0.0, 0.0, update)
-    return Looked("", norm, folder.distance(), update)

@@ -90,6 +90,8 @@ def judge(turn: Turn, checked: Checked) -> None:
     steps_max = job.spec.local.steps(checked.samples)
     if not problem and job.spec.server.normalised and not 1 <= checked.steps <= steps_max:
         problem = f"steps: {checked.steps} are not 1 to {steps_max}, as {checked.samples} samples take"
+    if not problem and job.spec.scaffold and checked.steps != steps_max:
+        problem = f"steps: {checked.steps} are not the {steps_max} that {checked.samples} samples take"
     problem = problem[:TEXT_CHARS_MAX]
     turn.record(
         f.UpdateJudged(

@@ -16,8 +16,9 @@ from coordinator.apply import apply
 from coordinator.blockwise import Blockwise, Stored
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived, VersionCommitted
-from coordinator.fold import Expected, Folder, look
+from coordinator.fold import Expected, Folder
 from coordinator.keystore import KeyStore, load_identity
+from coordinator.looking import look
 from coordinator.negotiation import wanted_encoding
 from coordinator.recovery import open_whole
 from coordinator.state import Job, Request, RequestState, State

@@ -157,7 +157,9 @@ class Refold:
             except (Unfit, OSError) as error:
                 return 0, [f"an update, read again: {error}"]
         if folder.samples:
-            self._model = folder.finish(self._model or b"", optimiser, self._moments)
+            self._model = folder.finish(
+                self._model or b"", optimiser, self._moments, commit.job.spec.population
+            )
             if digest_of(self._moments) != commit.fact.moments:
                 problems.append("what the server optimiser keeps for the next round differs")
         return folder.folded, problems

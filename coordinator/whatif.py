@@ -154,7 +154,9 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         chosen = [each for each in received if settings.takes(each, commit.job.spec)]
         folder.centre = moments[-1] if settings.rule(commit.job.spec).clip_centre else None
         radius = _fold(recording, folder, commit, chosen, settings, radius)
-        other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
+        other, population = base, commit.job.spec.population
+        if folder.samples:
+            other = bytes(folder.finish(base, optimiser, moments, population))
         if folder.samples and folder.overflowed:
             raise NothingToReplay(
                 f"under these settings round {commit.fact.round} of job {job} takes the model beyond the "

@@ -14,10 +14,11 @@ from broker.ports import Ports
 from broker.worker import WorkerFailed, WorkerLink
 from coordinator.blockwise import Blockwise, Stored
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare
-from coordinator.fold import Expected, Folder, Looked, Unfit, look
+from coordinator.fold import Expected, Folder, Unfit
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
+from coordinator.looking import Looked, look
 from coordinator.negotiation import wanted_encoding
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
@@ -200,8 +201,9 @@ class Works:
                     f"an update of round {last.round + 1} of job {job.id} cannot be read again ({error}): "
                     f"the bodies in {self._directory} are damaged; restore them from a backup"
                 ) from error
+        optimiser = server_optimiser(job.spec.server, last.number + 1)
         base = self._store.model(job.id, last.model)
-        model = folder.finish(base, server_optimiser(job.spec.server, last.number + 1), moments)
+        model = folder.finish(base, optimiser, moments, job.spec.population)
         if folder.overflowed:
             return None
         kept = self._store.put_moments(job.id, last.number + 1, moments)
@@ -234,6 +236,7 @@ class Works:
             job=job.id,
             parameters=job.parameters,
             personal=job.spec.personal,
+            controlled=bool(job.spec.scaffold),
             out=str(draft),
         )
         try:

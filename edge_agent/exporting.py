@@ -60,7 +60,11 @@ class Kept:
     @property
     def parameters(self) -> int:
         """Number of float32 values."""
-        return sum(tensor.items for tensor in self.layout.tensors if tensor.dtype == "float32")
+        return sum(
+            tensor.items
+            for tensor in self.layout.tensors
+            if tensor.dtype == "float32" and tensor.role != "control"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ A worker reads the file, and writes the next one beside the update that it made.
 old one as soon as the update is in the outbox, by a rename: so after a crash at any point, what is kept is
 what the last update was made with, neither older nor newer.
 
-A file in ``private/`` is SHA-256 of the rest ‖ digest of the layout ‖ the layout's personal tensors.
+A file in ``private/`` is SHA-256 of the rest ‖ digest of the layout ‖ SCAFFOLD's control variate, if the
+layout has control tensors, in their order ‖ the layout's personal tensors.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Drawer:
 
 
 def read(files: Files, path: Path, layout: Layout) -> bytes:
-    """The personal tensors that are kept in ``path``; empty if there are none, or they are damaged or of
-    another layout."""
+    """The tensors that are kept in ``path``; empty if there are none, or they are damaged or of another
+    layout."""
     try:
         data = files.read(path)
     except OSError:
@@ -74,11 +75,11 @@ def read(files: Files, path: Path, layout: Layout) -> bytes:
     body = data[DIGEST_BYTES:]
     whole = data[:DIGEST_BYTES] == sha256(body).digest() and body[:DIGEST_BYTES] == layout.digest()
     tensors = body[DIGEST_BYTES:]
-    return tensors if whole and len(tensors) == 4 * layout.personal_count else b""
+    return tensors if whole and len(tensors) == 4 * layout.private_count else b""
 
 
 def write(files: Files, path: Path, layout: Layout, parts: Sequence[bytes | memoryview]) -> None:
-    """Keep the personal tensors in ``path``; their bytes are durable on return, its name is not."""
+    """Keep tensors in ``path``; their bytes are durable on return, its name is not."""
     digest = sha256(layout.digest())
     for part in parts:
         digest.update(part)
@@ -95,7 +96,7 @@ def write(files: Files, path: Path, layout: Layout, parts: Sequence[bytes | memo
 def overlaid(files: Files, directory: Path, layout: Layout, model: bytearray) -> bool:
     """Put what an agent in ``directory`` keeps of the model's job in its place in ``model``; whether there
     was any."""
-    kept = read(files, directory / DIR / layout.job, layout)
-    start = 4 * layout.trained_count
+    kept = read(files, directory / DIR / layout.job, layout)[4 * layout.control_count :]
+    start = 4 * (layout.trained_count + layout.control_count)
     model[start : start + len(kept)] = kept
     return bool(kept)

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edge_agent.tasks import TaskError
 from schemas.errors import LayoutMismatch
 from schemas.jobs import Personal
-from schemas.models import ITEM_BYTES, ORDER, Layout, Role, Tensor
+from schemas.models import ITEM_BYTES, ORDER, Layout, Role, Tensor, controls_of
 
 DTYPES: Final = {
     torch.float32: "float32",
@@ -31,9 +31,11 @@ DTYPES: Final = {
 NAMED: Final = {name: dtype for dtype, name in DTYPES.items()}
 
 
-def layout_of(module: nn.Module, job: str, personal: Collection[str] = ()) -> Layout:
+def layout_of(
+    module: nn.Module, job: str, personal: Collection[str] = (), *, controlled: bool = False
+) -> Layout:
     """The layout of ``module`` by the rules of `schemas.models`; the tensors named in ``personal`` stay on
-    the device. Raises `LayoutMismatch`.
+    the device, and with ``controlled`` there are control tensors. Raises `LayoutMismatch`.
 
     Only the ``state_dict`` counts: what a module doesn't keep there doesn't travel.
     """
@@ -57,6 +59,7 @@ def layout_of(module: nn.Module, job: str, personal: Collection[str] = ()) -> La
             continue
         first[memory] = (name, view)
         tensors.append(Tensor(name, list(value.shape), DTYPES[value.dtype], _role(value, name in personal)))  # type: ignore[arg-type]
+    tensors += controls_of(tensors) if controlled else []
     layout = Layout(job=job, tensors=sorted(tensors, key=lambda t: ORDER[t.role]), aliases=aliases)
     layout.check()
     return layout
@@ -64,9 +67,8 @@ def layout_of(module: nn.Module, job: str, personal: Collection[str] = ()) -> La
 
 def load(module: nn.Module, layout: Layout, model: bytearray) -> None:
     """Set all tensors of ``module`` from a model's bytes. Raises `LayoutMismatch` if it has another form."""
-    own = layout_of(
-        module, layout.job, {tensor.name for tensor in layout.tensors if tensor.role == "personal"}
-    )
+    personal = {tensor.name for tensor in layout.tensors if tensor.role == "personal"}
+    own = layout_of(module, layout.job, personal, controlled=layout.control_count > 0)
     if own != layout:
         differing = [a.name for a, b in zip(layout.tensors, own.tensors, strict=False) if a != b]
         where = f"first at {differing[0]}" if differing else "in number or names of its tensors"
@@ -83,9 +85,13 @@ def load(module: nn.Module, layout: Layout, model: bytearray) -> None:
 
 
 def model_parts(module: nn.Module, layout: Layout) -> list[torch.Tensor]:
-    """The tensors of ``module`` in layout order, each flat and contiguous (a copy only if it has to be)."""
+    """The tensors of ``module`` in layout order, each flat and contiguous (a copy only if it has to be);
+    control tensors are 0."""
     state = module.state_dict()
-    return [state[tensor.name].contiguous().view(-1) for tensor in layout.tensors]
+    return [
+        state[tensor.name].contiguous().view(-1) if tensor.role != "control" else torch.zeros(tensor.items)
+        for tensor in layout.tensors
+    ]
 
 
 def subtract_base(module: nn.Module, layout: Layout, base: bytearray) -> memoryview:
@@ -105,7 +111,8 @@ def subtract_base(module: nn.Module, layout: Layout, base: bytearray) -> memoryv
 
 
 def load_parameters(module: nn.Module, layout: Layout, path: Path) -> None:
-    """Set all tensors of ``module`` from a safetensors file. Raises `LayoutMismatch` naming the tensor."""
+    """Set all tensors of ``module`` from a safetensors file; those of its ``begin_anew``, if it has that, may
+    be missing there. Raises `LayoutMismatch` naming the tensor."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -113,8 +120,10 @@ def load_parameters(module: nn.Module, layout: Layout, path: Path) -> None:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise LayoutMismatch(f"{path}: is no safetensors file that can be read: {error}") from error
-    state = module.state_dict()
+    state, anew = module.state_dict(), getattr(module, "begin_anew", ())
     for tensor in layout.tensors:
+        if tensor.role == "control" or (tensor.name in anew and tensor.name not in found):
+            continue
         value = found.pop(tensor.name, None)
         if value is None or list(value.shape) != tensor.shape or DTYPES.get(value.dtype) != tensor.dtype:
             form = "missing" if value is None else f"{value.dtype} {list(value.shape)}"
@@ -175,9 +184,10 @@ def _role(value: torch.Tensor, personal: bool) -> Role:
 
 
 def _places(layout: Layout) -> list[tuple[Tensor, int]]:
+    """Where the module's tensors stand that hold anything."""
     places, at = [], 0
     for tensor in layout.tensors:
-        if tensor.items:
+        if tensor.items and tensor.role != "control":
             places.append((tensor, at))
         at += tensor.size_bytes
     return places

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -19,7 +18,7 @@ import msgspec
 
 from broker.ports import Clock, File, Ports
 from broker.system import system_ports
-from edge_agent import orders, private, tasks
+from edge_agent import orders, tasks
 from edge_agent.sealer import open_model, seal_update
 from edge_agent.tasks import Task, TaskError
 from schemas import work
@@ -35,15 +34,14 @@ try:
     from torch import nn
 
     from edge_agent.encoder import encode_delta
+    from edge_agent.own import Own
     from edge_agent.tasks.devices import device_for
     from edge_agent.tensors import (
         layout_of,
         load,
         load_parameters,
-        load_personal,
         model_parts,
         personal_names,
-        personal_parts,
         subtract_base,
     )
 except ImportError as error:
@@ -133,9 +131,8 @@ class Worker:
         device = device_for(task, order.device)
         model = open_model(self._ports.files, order)
         load(module, order.layout, model)
-        if order.layout.personal_count:
-            self._make_own(module, order)
         module.to(device)
+        own = Own(self._ports.files, order, module, model)
         data = _load_data(task, order.dataset)
         with _having_data("task"):
             evaluation = metrics(task.evaluate(module, data))
@@ -155,10 +152,8 @@ class Worker:
             content=sha256(content).digest(),
             encoding=msgspec.UNSET if order.encoding == FLOAT32 else order.encoding,
         )
-        if order.layout.personal_count:
-            parts = [part.numpy().data.cast("B") for part in personal_parts(module, order.layout)]
-            private.write(self._ports.files, Path(order.out_dir) / work.PRIVATE_FILE, order.layout, parts)
-        del module, data
+        own.leave(delta, trained.steps)
+        del module, data, own
         sealed = seal_update(self._ports, order, update, content)
         return work.Trained(
             clear=sealed.clear,
@@ -169,14 +164,6 @@ class Worker:
             metrics=update.metrics,
             evaluation=evaluation,
         )
-
-    def _make_own(self, module: nn.Module, order: work.Train) -> None:
-        """Give the module what this device kept of the job, from its second update on."""
-        kept = private.read(self._ports.files, Path(order.private), order.layout) if order.private else b""
-        if kept:
-            load_personal(module, order.layout, kept)
-        elif order.private and self._ports.files.exists(Path(order.private)):
-            sys.stderr.write(f"{order.private}: damaged, or of another model; its layers begin anew\n")
 
     def _timed(
         self, task: Task, module: nn.Module, data: Any, local: LocalSettings, share: float
@@ -191,7 +178,7 @@ class Worker:
         torch.manual_seed(order.seed)
         _, module = _build(order.task, order.config)
         names = personal_names(module, order.personal) if order.personal else ()
-        layout = layout_of(module, order.job, names)
+        layout = layout_of(module, order.job, names, controlled=order.controlled)
         if order.parameters:
             load_parameters(module, layout, Path(order.parameters))
         self._write(Path(order.out), model_parts(module, layout))

@@ -48,6 +48,7 @@ def checked_job(spec: JobSpec) -> JobSpec:
         )
     _check_clipping(spec)
     _check_aggregation(spec)
+    _check_scaffold(spec)
     return spec
 
 
@@ -129,4 +130,30 @@ def _check_pull(spec: JobSpec) -> None:
             f"job {spec.name}: local.proximal {spec.local.mu:g} times local.learning_rate "
             f"{spec.local.learning_rate:g} is {pull:g}: steps would leap over the model that they are "
             f"to stay close to; it must be below 1, so lower one of them"
+        )
+
+
+def _check_scaffold(spec: JobSpec) -> None:
+    """`JobRefused` for what SCAFFOLD's formulas do not hold with."""
+    if not spec.scaffold:
+        return
+    odd = {
+        f"local.momentum {spec.local.momentum:g}": spec.local.momentum,
+        f"local.proximal {spec.local.mu:g}": spec.local.mu,
+        f"server.optimiser {spec.server.optimiser}": spec.server.optimiser != "fedavg",
+        "server.normalised": spec.server.normalised,
+        "server.clip_centre": spec.server.clip_centre,
+        f"server.aggregation {spec.server.aggregation}": spec.server.aggregation != "mean",
+        f"compression.up {spec.compression.up}": spec.compression.up != "float32",
+        "asynchronous": spec.asynchronous is not None,
+    }
+    for name in (name for name, set_ in odd.items() if set_):
+        raise JobRefused(
+            f"job {spec.name}: {name} does not go with [scaffold], whose control variates are the gradients "
+            f"of plain SGD, averaged as they are; leave one of them out"
+        )
+    if spec.scaffold.devices < spec.cohort:
+        raise JobRefused(
+            f"job {spec.name}: scaffold.devices {spec.scaffold.devices} are fewer than cohort {spec.cohort}; "
+            f"say how many devices there are in all"
         )

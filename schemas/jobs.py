@@ -225,6 +225,15 @@ class CompressionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         return Encoding(self.up, max(math.ceil(self.fraction * count), 1) if self.up == "topk" else 0)
 
 
+class Scaffold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """SCAFFOLD: devices correct each step by control variates (``coordinator.strategies.scaffold``).
+
+    ``devices`` is N, how many there are in all.
+    """
+
+    devices: Positive
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One job, whose updates are averaged with the weight of their samples; synchronous rounds, unless it is
     ``asynchronous``.
@@ -245,6 +254,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     evaluation: EvaluationSettings | None = None
     personal: Personal | UnsetType = UNSET
     compression: CompressionSettings = CompressionSettings()
+    scaffold: Scaffold | UnsetType = UNSET
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1
@@ -255,6 +265,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     samples_max: Annotated[int, msgspec.Meta(ge=1)] = 10_000_000
     chunk_bytes: ChunkBytes = CHUNK_BYTES_DEFAULT
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+    @property
+    def population(self) -> int:
+        """How many devices there are in all, where that matters; otherwise 0."""
+        return self.scaffold.devices if self.scaffold else 0
 
     def data_name(self) -> str:
         return self.dataset or self.task

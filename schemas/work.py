@@ -73,7 +73,7 @@ class Make(msgspec.Struct, frozen=True, kw_only=True, tag="make"):
     """Write the first model of a job to ``out``, its bytes in layout order.
 
     Parameters come from the task under ``seed``, or from the safetensors file ``parameters``. ``personal``
-    says what of the model stays on the devices.
+    says what of the model stays on the devices; ``controlled``: it has control variates (SCAFFOLD).
     """
 
     job: str
@@ -83,6 +83,7 @@ class Make(msgspec.Struct, frozen=True, kw_only=True, tag="make"):
     out: str
     parameters: str = ""
     personal: Personal | UnsetType = UNSET
+    controlled: bool = False
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True, tag="fit"):

@@ -17,7 +17,7 @@ LEFT_OUT: Final = "left out"
 WORDS: Final = frozenset(
     {"tabular", "vision", "loss", "accuracy", "delta"}
     | {"columns", "label", "classes", "mean", "scale", "missing", "delimiter", "hidden", "held_out"}
-    | {"model", "shape", "mlp", "cnn", "refuse", ",", ";", "\t", "|"}
+    | {"lora_alpha", "lora_rank", "model", "shape", "mlp", "cnn", "refuse", ",", ";", "\t", "|"}
 )
 """Of the tasks that come with fedbus: their names, settings, values and measures."""
 CODES: Final = frozenset(

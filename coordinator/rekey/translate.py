@@ -198,6 +198,7 @@ RULES: Final[dict[str, Rule]] = {
     "local": lambda to, value, of: value,
     "server": lambda to, value, of: value,
     "asynchronous": lambda to, value, of: value,
+    "scaffold": lambda to, value, of: value,
     "personal": lambda to, value, of: to.personal(value) if value else value,
     "spec": lambda to, value, of: to.struct(value),
     "status": lambda to, value, of: to.struct(value),

@@ -29,7 +29,7 @@ In an asynchronous job the change of a stale update is scaled down by `staleness
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coordinator.state import Request
 from coordinator.strategies.staleness import staleness_weight
@@ -38,12 +38,14 @@ from schemas.jobs import JobSpec, LocalPlan
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """``samples`` is n, ``scale`` s, ``effort`` a, of the module; ``fresh`` is what staleness leaves."""
+    """``samples`` is n, ``scale`` s, ``effort`` a, of the module; ``fresh`` is what staleness leaves. ``way``
+    is how far all steps that the samples take lead where gradients are 1: K·η, for SCAFFOLD."""
 
     samples: int
     scale: float = 1.0
     effort: float = 1.0
     fresh: float = 1.0
+    way: float = field(default=1.0, compare=False)
 
     @property
     def of_change(self) -> float:
@@ -54,6 +56,11 @@ class Weight:
     def of_centre(self) -> float:
         """What of these samples counts for the centre instead."""
         return (self.samples - self.samples * self.scale) * self.fresh
+
+    @property
+    def of_control(self) -> float:
+        """What the change is multiplied by in the mean of δ / (K·η)."""
+        return self.samples * self.scale / self.way
 
 
 def weigh(request: Request, spec: JobSpec, radius: float = 0.0) -> Weight:
@@ -66,7 +73,8 @@ def weigh(request: Request, spec: JobSpec, radius: float = 0.0) -> Weight:
     fresh = 1.0
     if spec.asynchronous is not None:
         fresh = staleness_weight(request.staleness, spec.asynchronous, spec.cohort)
-    return Weight(request.samples, scale, effort, fresh)
+    way = spec.local.steps(request.samples) * spec.local.rate(request.round)
+    return Weight(request.samples, scale, effort, fresh, way)
 
 
 def radius_after(counted: list[Request], spec: JobSpec, radius: float) -> float:

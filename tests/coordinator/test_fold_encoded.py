@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compression import decode, encode
-from coordinator.fold import Expected, Folder, Looked, look
+from coordinator.fold import Expected, Folder
+from coordinator.looking import Looked, look
 from coordinator.strategies import Weight
 from schemas.encodings import ENCODINGS, FLOAT32, Encoding, EncodingName, encoded_bytes
 from tests.coordinator.stored_updates import Sender, bodies_of, deltas, expected, layout_of

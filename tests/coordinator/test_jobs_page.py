@@ -21,6 +21,7 @@ from schemas.jobs import (
     LocalPlan,
     LocalSettings,
     Personal,
+    Scaffold,
     ServerSettings,
     parse_job,
 )
@@ -34,6 +35,7 @@ TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "Evaluation": EvaluationSettings,
     "Personal layers": Personal,
     "Compression": CompressionSettings,
+    "SCAFFOLD": Scaffold,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -125,7 +127,8 @@ def names(struct: type[msgspec.Struct]) -> set[str]:
 
 def test_the_full_example_sets_every_field() -> None:
     document = example("defects-2")
-    assert set(document) == names(JobSpec) - {"asynchronous"}
+    assert set(document) == names(JobSpec) - {"asynchronous", "scaffold"}, "they don't go with all of them"
+    assert example("presses")["scaffold"].keys() == names(Scaffold)
     assert set(document["config"]) == names(VisionConfig)
     assert set(document["local"]) == names(LocalPlan)
     assert set(document["server"]) == names(ServerSettings)

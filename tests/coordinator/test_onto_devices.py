@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from coordinator import rounds, works
-from coordinator.fold import Folder, Looked, look
+from coordinator.fold import Folder
+from coordinator.looking import Looked, look
 from coordinator.onto import OntoRefused
 from coordinator.onto.play import play_devices
 from coordinator.onto.source import Source

@@ -119,7 +119,7 @@ async def test_a_device_goes_on_with_its_own_layers_and_measures_with_them(
     anew = await round_of(link, order)
     assert anew.evaluation == before.evaluation
     assert private.read(FILES, tmp_path / "kept", layout) == kept
-    assert "begin anew" in (tmp_path / "worker.log").read_text()
+    assert "begins anew" in (tmp_path / "worker.log").read_text()
 
 
 @pytest.mark.usefixtures("installed_tasks")
