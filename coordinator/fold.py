@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
-from compression import decode
+from compressors import decode
 from coordinator.strategies import Moments, ServerOptimiser, Weight
 from schemas.encodings import FLOAT32, Encoding, encoded_bytes, told_encoding
 from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse

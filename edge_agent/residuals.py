@@ -1,4 +1,4 @@
-"""What updates left out (`compression.topk`), to be added to the next one of the job.
+"""What updates left out (`compressors.topk`), to be added to the next one of the job.
 
 The worker reads and writes these vectors; here they are files that are moved. What an update leaves out lies
 beside it in the outbox, and takes the place of what was left out before once that update counts

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from broker.system import system_ports
-from compression import decode, encode
+from compressors import decode, encode
 from edge_agent.sealer import seal_update
 from schemas import work
 from schemas.chunks import HEAD

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compression import decode, encode
+from compressors import decode, encode
 from coordinator.fold import BLOCK, Expected, Folder, Looked, look
 from coordinator.strategies import Weight
 from schemas.encodings import ENCODINGS, FLOAT32, Encoding, EncodingName, encoded_bytes

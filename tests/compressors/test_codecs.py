@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compression import decode, encode, topk
-from compression.draw import Draw
-from compression.eden import LEVELS
+from compressors import decode, encode, topk
+from compressors.draw import Draw
+from compressors.eden import LEVELS
 from schemas.encodings import EDEN_BLOCK_MIN, ENCODINGS, FLOAT32, Encoding, eden_parts, encoded_bytes
 from schemas.errors import Malformed
 
