@@ -81,4 +81,4 @@ mutants: venv
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find broker compression coordinator edge_agent schemas tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find broker compressors coordinator edge_agent schemas tests -name __pycache__ -type d -prune -exec rm -rf {} +

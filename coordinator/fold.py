@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.ports import File
-from compression import decode
+from compressors import decode
 from coordinator.stored import read_envelope
 from coordinator.strategies import Aggregation, Moments, ServerOptimiser, Told, Updates, Weight
 from coordinator.strategies.scaffold import follow

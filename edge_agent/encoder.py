@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.ports import Files
-from compression import encode, topk
+from compressors import encode, topk
 from schemas import work
 from schemas.encodings import FLOAT32
 

@@ -1,5 +1,5 @@
 """What training leaves on this device for its next round of the job, and nobody else gets: ``private/<job>``,
-and ``residuals/<job>`` of what updates left out (`compression.topk`).
+and ``residuals/<job>`` of what updates left out (`compressors.topk`).
 
 A worker reads the file, and writes the next one beside the update that it made. That takes the place of the
 old one as soon as the update is in the outbox, by a rename: so after a crash at any point, what is kept is

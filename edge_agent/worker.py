@@ -138,6 +138,8 @@ class Worker:
             evaluation = metrics(task.evaluate(module, data))
         trained, train_s = self._timed(task, module, data, order.local, order.cpu_share)
         delta = subtract_base(module, order.layout, model)
+        own.leave(delta, trained.steps)
+        del module, data, own
         content = encode_delta(self._ports.files, order, delta)
         update = Update(
             job=order.manifest.job,
@@ -152,8 +154,6 @@ class Worker:
             content=sha256(content).digest(),
             encoding=msgspec.UNSET if order.encoding == FLOAT32 else order.encoding,
         )
-        own.leave(delta, trained.steps)
-        del module, data, own
         sealed = seal_update(self._ports, order, update, content)
         return work.Trained(
             clear=sealed.clear,

@@ -1,7 +1,7 @@
 """How the change in an update may be encoded, and how many bytes each encoding takes.
 
 The size follows from the encoding and the number of coordinates alone, so that it is checked before a byte is
-opened. The numbers themselves are made and read by ``compression``.
+opened. The numbers themselves are made and read by ``compressors``.
 """
 
 from __future__ import annotations

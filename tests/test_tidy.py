@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PRODUCT = ("broker", "compression", "coordinator", "edge_agent", "schemas")
+PRODUCT = ("broker", "compressors", "coordinator", "edge_agent", "schemas")
 FILE_LINES_MAX = 300
 FUNCTION_LINES_MAX = 50
 

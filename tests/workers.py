@@ -8,13 +8,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from broker.ports import Ports
+from edge_agent.encoder import encode_delta
 from edge_agent.sealer import open_model, seal_update
 from schemas import work
+from schemas.encodings import FLOAT32
 from schemas.envelope import Sealed, content_key, new_clear, seal
 from schemas.events import TrainingRequest, Update, Vector, encode_event
 from schemas.ids import FederationId
@@ -65,7 +68,8 @@ def trainer(ports: Ports, count: int, draw: random.Random, inline_max: int = INL
         order = work.decode_order(data[work.FRAME.size :])
         assert isinstance(order, work.Train)
         open_model(ports.files, order)
-        delta = memoryview(np.full(count, draw.gauss(0.0, 1.0), "<f4").tobytes())
+        delta = memoryview(bytearray(np.full(count, draw.gauss(0.0, 1.0), "<f4").tobytes()))
+        content = encode_delta(ports.files, order, delta)
         update = Update(
             job=order.manifest.job,
             request=order.request,
@@ -76,9 +80,10 @@ def trainer(ports: Ports, count: int, draw: random.Random, inline_max: int = INL
             train_s=0.0,
             metrics={},
             evaluation={},
-            content=sha256(delta).digest(),
+            content=sha256(content).digest(),
+            encoding=order.encoding if order.encoding != FLOAT32 else msgspec.UNSET,
         )
-        sealed = seal_update(ports, replace(order, inline_max=inline_max), update, delta)
+        sealed = seal_update(ports, replace(order, inline_max=inline_max), update, content)
         trained = work.Trained(
             clear=sealed.clear,
             seal=sealed.seal,

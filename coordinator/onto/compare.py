@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from compression import decode
+from compressors import decode
 from coordinator.onto.report import Report
 from coordinator.rekey.updates import Found
 from schemas.encodings import told_encoding

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compression import encode
+from compressors import encode
 from coordinator.keystore import load_identity
 from coordinator.recording import Recording
 from coordinator.replay import replay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compression import decode, encode
-from coordinator.fold import Expected, Folder
+from compressors import decode, encode
+from coordinator.fold import BLOCK, Expected, Folder
 from coordinator.looking import Looked, look
 from coordinator.strategies import Weight
 from schemas.encodings import ENCODINGS, FLOAT32, Encoding, EncodingName, encoded_bytes
+from schemas.limits import CHUNK_BYTES_CHOSEN_MIN
 from tests.coordinator.stored_updates import Sender, bodies_of, deltas, expected, layout_of
 
 COUNT = 12_000  # float32 still goes inline
@@ -130,3 +132,24 @@ def test_places_that_do_not_rise_are_unfit_by_name() -> None:
     data, encoding = np.array([3, 2], "<u4").tobytes() + bytes(8), Encoding("topk", 2)
     found = looked(Folder(layout_of(COUNT)), stored(data, encoding), asked(encoding))
     assert found.problem.startswith("malformed: places of top-k")
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_memory_is_the_layouts_and_what_the_update_takes_encoded(name: str) -> None:
+    count = 16 * BLOCK
+    encoding = of(name, count)
+    data = encode(encoding, deltas(1, count, 1)[0] / 1e4, 5)
+    bodies, (digest,) = bodies_of(stored(data, encoding, count, CHUNK_BYTES_CHOSEN_MIN))
+    peaks = []
+    for updates in (1, 1, 3):  # the first has what is imported and cached on first use
+        tracemalloc.start()
+        folder = Folder(layout_of(count))
+        for _ in range(updates):
+            assert look(folder, bodies, digest, asked(encoding, count)).problem == ""
+            folder.add(Weight(1))
+        folder.total()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Beside the buffers: blocks of coordinates. One more vector of any kind would be more than that.
+    assert peaks[1] < 12 * count + len(data) + 28 * BLOCK
+    assert peaks[2] < peaks[1] + 4 * count / 10

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from broker.worker import WorkerLink
-from compression import decode
+from compressors import decode
 from edge_agent.encoder import encode_delta
 from edge_agent.ledger import RequestState
 from edge_agent.private import RESIDUALS, Drawer

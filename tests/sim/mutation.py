@@ -18,7 +18,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 PATCHES: Final = sorted((ROOT / "tests" / "sim" / "mutants").glob("*.patch"))
-SOURCES: Final = ("broker", "compression", "coordinator", "edge_agent", "schemas", "tests")
+SOURCES: Final = ("broker", "compressors", "coordinator", "edge_agent", "schemas", "tests")
 SEEDS_MAX: Final = 300
 FAILED: Final = re.compile(r"^seed (\d+) FAILED: (.*)$", re.MULTILINE)
 

@@ -19,11 +19,31 @@ from numpy.typing import NDArray
 from schemas.encodings import KEPT_BYTES
 from schemas.errors import Malformed
 
+BLOCK = 65_536
+
 
 def encode(values: NDArray[np.float32], keep: int) -> bytes:
-    """The ``keep`` largest coordinates, exactly."""
-    places = np.sort(np.argpartition(np.abs(values), len(values) - keep)[len(values) - keep :])
-    return places.astype("<u4").tobytes() + values[places].astype("<f4").tobytes()
+    """The ``keep`` largest coordinates, exactly; of those that are equally large, the first."""
+    places = _largest(values, keep)
+    return places.tobytes() + values[places].astype("<f4").tobytes()
+
+
+def _largest(values: NDArray[np.float32], keep: int) -> NDArray[np.uint32]:
+    """By blocks: a device has no memory to spare for the place of every coordinate."""
+    amounts = np.abs(values)
+    amounts.partition(len(values) - keep)
+    least = amounts[len(values) - keep]
+    equal = keep - int(np.count_nonzero(amounts > least))
+    del amounts
+    found = []
+    for at in range(0, len(values), BLOCK):
+        amount = np.abs(values[at : at + BLOCK])
+        chosen = amount > least
+        ties = np.flatnonzero(amount == least)[:equal]
+        chosen[ties] = True
+        equal -= len(ties)
+        found.append((np.flatnonzero(chosen) + at).astype("<u4"))
+    return np.concatenate(found)
 
 
 def decode(data: bytes | bytearray | memoryview, out: NDArray[np.float32]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from compression import eden, half, quantised, topk
+from compressors import eden, half, quantised, topk
 from schemas.encodings import Encoding, encoded_bytes
 from schemas.errors import Malformed
 

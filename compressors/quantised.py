@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.draw import Draw
+from compressors.draw import Draw
 from schemas.encodings import QUANTISED_BLOCK, SCALE_BYTES, Encoding, bits_of
 
 GROUP = 64 * QUANTISED_BLOCK  # coordinates at a time

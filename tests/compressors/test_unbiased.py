@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compression import decode, encode, topk
+from compressors import decode, encode, topk
 from schemas.encodings import Encoding, EncodingName
 
 Floats = NDArray[np.float32]

@@ -11,7 +11,7 @@ and D a diagonal of random signs:
 ⟨x̂, x⟩ = ‖x‖² always, and the rest averages to zero over the signs (for a uniform rotation; H·D comes so close
 that no test here tells them apart). Every encoder draws its own signs, so that errors of devices average out.
 
-Data, little-endian: u64 seed of the signs (`compression.draw`: one for each coordinate and for each zero that
+Data, little-endian: u64 seed of the signs (`compressors.draw`: one for each coordinate and for each zero that
 fills the last block up, in order); each block's S, float32; each block's codes as 1 to 4 planes of d bits,
 the lowest plane first, in each the first coordinate's bit lowest.
 """
@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.draw import Draw
+from compressors.draw import Draw
 from schemas.encodings import SCALE_BYTES, SEED_BYTES, Encoding, bits_of, eden_parts
 
 GROUP = 65_536  # coordinates at a time: they stay in the processor's cache

@@ -17,7 +17,10 @@ BFLOAT16_MAX = 0x7F7F  # the bits of the largest finite one
 
 def encode_float16(values: NDArray[np.float32]) -> bytes:
     """Two bytes for each of ``values``."""
-    return np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2").tobytes()
+    out = np.empty(len(values), "<f2")
+    for at in range(0, len(values), BLOCK):
+        out[at : at + BLOCK] = np.clip(values[at : at + BLOCK], -FLOAT16_MAX, FLOAT16_MAX)
+    return out.tobytes()
 
 
 def decode_float16(data: bytes | bytearray | memoryview, out: NDArray[np.float32]) -> None:
@@ -27,9 +30,12 @@ def decode_float16(data: bytes | bytearray | memoryview, out: NDArray[np.float32
 
 def encode_bfloat16(values: NDArray[np.float32]) -> bytes:
     """Two bytes for each of ``values``, which are finite."""
-    bits = np.ascontiguousarray(values, "<f4").view("<u4").astype(np.uint64)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(rounded & 0x7FFF > BFLOAT16_MAX, rounded - 1, rounded).astype("<u2").tobytes()
+    out = np.empty(len(values), "<u2")
+    for at in range(0, len(values), BLOCK):
+        bits = values[at : at + BLOCK].astype("<f4").view("<u4").astype(np.uint64)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        out[at : at + BLOCK] = np.where(rounded & 0x7FFF > BFLOAT16_MAX, rounded - 1, rounded)
+    return out.tobytes()
 
 
 def decode_bfloat16(data: bytes | bytearray | memoryview, out: NDArray[np.float32]) -> None:

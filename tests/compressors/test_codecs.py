@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compression import decode, encode
-from compression.draw import Draw
-from compression.eden import LEVELS
+from compressors import decode, encode, topk
+from compressors.draw import Draw
+from compressors.eden import LEVELS
 from schemas.encodings import EDEN_BLOCK_MIN, ENCODINGS, FLOAT32, Encoding, eden_parts, encoded_bytes
 from schemas.errors import Malformed
 
@@ -178,6 +178,19 @@ def test_an_encoding_that_so_many_coordinates_cannot_have_is_malformed(encoding:
 def test_top_k_keeps_the_largest_exactly() -> None:
     values = np.array([0.5, -3.0, 1.0, 2.0, -0.25], np.float32)
     assert there_and_back(Encoding("topk", 2), values).tolist() == [0.0, -3.0, 0.0, 2.0, 0.0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(values=st.lists(st.integers(-3, 3), min_size=1, max_size=60), data=st.data())
+def test_no_coordinate_that_top_k_leaves_out_is_larger_than_one_that_it_sends(
+    values: list[int], data: st.DataObject
+) -> None:
+    keep, vector_ = data.draw(st.integers(1, len(values))), np.array(values, np.float32)
+    encoded = encode(Encoding("topk", keep), vector_, 0)
+    places, numbers = topk.parts(encoded, len(values))
+    assert len(places) == keep
+    assert numbers.tolist() == [values[place] for place in places]
+    assert max(map(abs, np.delete(vector_, places)), default=0) <= min(map(abs, numbers))
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
