@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
+from coordinator.facts import Leaning
 from coordinator.fold import Expected, Unfit, read_envelope, stored_name
+from coordinator.state import Request
+from coordinator.strategies import Told
 from coordinator.strategies.optimiser import Floats
 from coordinator.strategies.robust import PIECE
 from schemas.envelope import Clear, open_envelope
@@ -37,6 +40,14 @@ class Stored:
     digest: bytes
     expected: Expected
     scale: float = 1.0
+
+
+def leanings(requests: Sequence[Request], told: Told) -> list[Leaning]:
+    """As they are recorded."""
+    return [
+        Leaning(request.device, request.number, cosine, place not in told.left_out)
+        for place, (request, cosine) in enumerate(zip(requests, told.cosines, strict=True))
+    ]
 
 
 class Blockwise:

@@ -72,6 +72,8 @@ def _view(round_: Row[Any], asked: list[Row[Any]]) -> View:
         "samples": sum(request.samples for request in folded),
         "asked": len({request.device for request in asked}),
         "reports": {request.device: request.samples for request in folded},
+        "cosines": {request.device: request.cosine for request in folded if request.cosine is not None},
+        "left_out": [request.device for request in folded if request.counted is False],
         "norms": {request.device: request.norm for request in folded},
         "updates": {request.device: request.content for request in folded},
         "rejected": {request.device: request.reason for request in rejected},

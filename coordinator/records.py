@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import (
     URL,
+    Boolean,
     Column,
     Connection,
     Engine,
@@ -57,7 +58,7 @@ from coordinator.recovery import FOLDER
 from coordinator.state import JobState, RequestState
 
 FILE: Final = "records.db"
-FORM: Final = 1  # rises when the tables or what is put into them change
+FORM: Final = 2  # rises when the tables or what is put into them change
 PATIENCE_S: Final = 60.0  # while another reader brings them up to date
 log: Final = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ requests: Final = Table(
     Column("steps", Integer),
     Column("train_s", Float),
     Column("norm", Float),
+    Column("cosine", Float),  # to the round's Δ, where a rule over all updates made it
+    Column("counted", Boolean),  # by that rule
     Column("content", String),  # SHA-256 of the update, hex
     Column("metrics", String),  # JSON, as the device said
     Column("evaluation", String),  # JSON, of the model that the round began with, as the device said
@@ -242,6 +245,9 @@ def _put(connection: Connection, fact: AnyFact, at: Moment, index: int) -> None:
             times = {"committed_run_s": at.run_s, "committed_wall_s": at.wall_s}
             row = {"version": fact.version, "model": fact.model.hex()} | times
             connection.execute(_ROUND, {"of_job": fact.job, "of_round": fact.round} | row)
+            for one in fact.leanings:
+                key = {"of_job": fact.job, "of_device": one.device, "of_request": one.request}
+                connection.execute(_REQUEST, key | {"cosine": one.cosine, "counted": one.counted})
         case RequestsIssued():
             _issue(connection, fact, at, index)
         case RequestAccepted():

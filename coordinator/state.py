@@ -137,10 +137,18 @@ class Job:
     epoch: int = 0
     epoch_spoilt: bool = False  # somebody who knows the key was revoked
     radius: float = 0.0  # of the next round
+    strikes: dict[str, int] = field(default_factory=dict)  # device → rejections in a row, for what they held
+    quarantine: dict[str, int] = field(
+        default_factory=dict
+    )  # device → the last round that it is not asked in
 
     @property
     def rounds_done(self) -> int:
         return self.versions[-1].round if self.versions else 0
+
+    def quarantined(self, device: str) -> bool:
+        """Whether the next round, or the open one, does not ask the device."""
+        return self.quarantine.get(device, 0) > self.rounds_done
 
 
 @dataclass(slots=True)

@@ -47,6 +47,7 @@ CONTRACT_SOURCES = {
         "coordinator.cohort",
         "coordinator.registry",
         "coordinator.enrolment",
+        "coordinator.quarantine",
         "coordinator.receipts",
         "coordinator.scheduler",
         "coordinator.strategies",

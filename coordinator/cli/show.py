@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +16,7 @@ from schemas.jobs import JobSpec, ServerSettings
 View = dict[str, Any]
 
 TROUBLES_SHOWN: Final = 10
+LEANING_SHOWN: Final = 5
 OPEN: Final = ("issued", "accepted", "received")
 COLUMNS: Final = ("round", "reports", "samples", "accuracy before", "seconds", "overhead s", "model")
 
@@ -25,6 +28,13 @@ def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
         print_lines(_server(spec.server, view["history"]))
     if view["history"]:
         print_table("", COLUMNS, [_row(round_) for round_ in view["history"]])
+    for line in _leaning(view["history"]):
+        print_lines(line)
+    for device, until in view["quarantine"].items():
+        print_lines(
+            f"{device}: in quarantine up to round {until}, its updates were rejected again and again; "
+            f"`fedbus-coordinator devices release {device} --dir {directory}` ends that"
+        )
     for line in (*_told(view["troubles"], view["job"], directory), *waiting(view, spec, directory)):
         print_lines(line)
 
@@ -43,6 +53,19 @@ def _server(settings: ServerSettings, history: list[View]) -> str:
     norms = [norm for round_ in history for norm in round_["norms"].values()]
     longer = sum(norm > settings.clip_norm for norm in norms)
     return f"{line} ({longer} of {len(norms)} changes were longer)"
+
+
+def _leaning(history: list[View]) -> Iterator[str]:
+    """The devices whose changes pulled most against what their rounds became."""
+    cosines: dict[str, list[float]] = {}
+    left_out: Counter[str] = Counter()
+    for round_ in history:
+        left_out.update(round_["left_out"])
+        for device, cosine in round_["cosines"].items():
+            cosines.setdefault(device, []).append(cosine)
+    for device, found in sorted(cosines.items(), key=lambda each: fmean(each[1]))[:LEANING_SHOWN]:
+        out = f", left out of {left_out[device]}" if left_out[device] else ""
+        yield f"{device}: mean cosine to its rounds' change {fmean(found):.2f}, rounds: {len(found)}{out}"
 
 
 def waiting(view: View, spec: JobSpec | None, directory: Path) -> list[str]:

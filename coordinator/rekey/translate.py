@@ -139,6 +139,8 @@ KEPT: Final = frozenset(
         "chunk_bytes",
         "chunks",
         "content",
+        "cosine",
+        "counted",
         "cores",
         "deadline_run_s",
         "deadline_s",
@@ -152,6 +154,8 @@ KEPT: Final = frozenset(
         "number",
         "over_selection",
         "power",
+        "quarantine_after",
+        "quarantine_rounds",
         "radius",
         "request",
         "round",
@@ -159,7 +163,18 @@ KEPT: Final = frozenset(
         "samples",
         "samples_max",
     }
-    | {"seed", "seq", "state", "steps", "steps_max", "train_s", "update_norm_max", "version", "weight_decay"}
+    | {
+        "seed",
+        "seq",
+        "state",
+        "steps",
+        "steps_max",
+        "train_s",
+        "until",
+        "update_norm_max",
+        "version",
+        "weight_decay",
+    }
 )
 Rule = Callable[[Translator, Any, Any], Any]
 RULES: Final[dict[str, Rule]] = {
@@ -186,6 +201,7 @@ RULES: Final[dict[str, Rule]] = {
     "server": lambda to, value, of: value,
     "spec": lambda to, value, of: to.struct(value),
     "status": lambda to, value, of: to.struct(value),
+    "leanings": lambda to, values, of: to.structs(values),
     "vectors": lambda to, values, of: to.structs(values),
     "requests": lambda to, values, of: to.structs(values),
     "closed": lambda to, values, of: to.structs(values),
