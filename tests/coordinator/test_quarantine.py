@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from coordinator import views
+from coordinator.cli.main import main
 from coordinator.effects import Fold
 from coordinator.facts import DeviceQuarantined, DeviceReleased
 from coordinator.inputs import Release
 from coordinator.turn import CommandRefused
+from schemas import events as e
 from tests.coordinator.drive import Drive, checked, job_spec
+from tests.replay.history import found, spill
+from tests.sim import virtual_loop
+from tests.sim.machine import sim_ports
+from tests.standin import federation, spec
 
 BAD = "finite: the update holds NaN, infinity or numbers beyond 1e19"
 AFTER, ROUNDS = 2, 3
@@ -122,3 +131,30 @@ def test_views_name_the_quarantine_while_it_holds() -> None:
     for _ in range(ROUNDS):
         play(drive, {})
     assert not any(view["quarantine"] for view in views.devices(drive.state))
+
+
+def test_the_command_line_names_it_and_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ports, home = sim_ports(), Path("/c")
+
+    async def play() -> None:
+        async with federation(home, ports, 4) as fed:
+            a, b = [await fed.device(name) for name in ("press-07", "press-08")]
+            told = spec(rounds=3, cohort=2, quarantine_after=1, quarantine_rounds=5)
+            await fed.command("submit", spec=told)
+            bad, good = await a.next(e.TrainingRequest), await b.next(e.TrainingRequest)
+            await a.answer(bad, np.full(4, np.nan, np.float32))
+            await a.next(e.Verdict)
+            await b.answer(good, np.ones(4, np.float32))
+            await fed.until(lambda: fed.job("job").rounds_done == 1)
+
+    virtual_loop.run(play)
+    spill(dict(found(ports.files, home)), tmp_path)
+    capsys.readouterr()
+    assert main(["devices", "list", "--dir", str(tmp_path)]) == 0
+    assert "job up to round 6" in capsys.readouterr().out
+    assert main(["jobs", "show", "job", "--dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "press-07: in quarantine up to round 6" in shown
+    assert f"`fedbus-coordinator devices release press-07 --dir {tmp_path}`" in shown.replace("\n", " ")
