@@ -112,7 +112,7 @@ class Works:
             return
         folder = self._folder(job)
         if job.spec.server.clip_centre and folder.centre is None:
-            folder.centre = (await self._ports.offload.run(self._moments, job))[-1]
+            folder.centre = (await self._ports.offload.run(self._moments, job))[-1].copy()
         looked = await self._look(folder, job, request)
         if request.state is RequestState.RECEIVED:
             # With more to fold, the next verdict's sync serves this one, too.
