@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import singledispatch
+from typing import Final
 
 from coordinator import facts as f
 from coordinator.progress import follow
@@ -24,6 +25,8 @@ from coordinator.state import (
 from schemas.envelope import Order
 from schemas.ids import key_id
 from schemas.limits import OPEN_UPDATES_MAX
+
+NOT_ITS_FAULT: Final = ("late", "key")  # why an update was rejected that says nothing of its device
 
 
 def apply(state: State, fact: f.AnyFact, run_s: float) -> None:
@@ -165,15 +168,32 @@ def _(fact: f.UpdateReceived, state: State, run_s: float) -> None:
 
 @_apply.register
 def _(fact: f.UpdateJudged, state: State, run_s: float) -> None:
-    request = state.jobs[fact.job].requests[fact.device, fact.request]
+    job = state.jobs[fact.job]
+    request = job.requests[fact.device, fact.request]
     # An update that was folded is rejected after all when its job ends before its round did.
     state.devices[fact.device].folded += fact.folded - (request.state is RequestState.FOLDED)
     request.state = RequestState.FOLDED if fact.folded else RequestState.REJECTED
     request.reason, request.norm, request.samples = fact.reason, fact.norm, fact.samples
     # Only such a job needs them: images of releases that did not keep them say the same for all others.
-    request.steps = fact.steps if state.jobs[fact.job].spec.server.normalised else 0
+    request.steps = fact.steps if job.spec.server.normalised else 0
     request.distance = fact.distance
+    if job.spec.quarantine_after:
+        _count_strike(job, fact)
     request.train_s, request.evaluation = fact.train_s, fact.evaluation
+
+
+@_apply.register
+def _(fact: f.DeviceQuarantined, state: State, run_s: float) -> None:
+    job = state.jobs[fact.job]
+    job.quarantine[fact.device] = fact.until
+    job.strikes.pop(fact.device, None)
+
+
+@_apply.register
+def _(fact: f.DeviceReleased, state: State, run_s: float) -> None:
+    for job in state.jobs.values():
+        job.quarantine.pop(fact.device, None)
+        job.strikes.pop(fact.device, None)
 
 
 @_apply.register
@@ -209,6 +229,14 @@ def _(fact: f.JobEnded, state: State, run_s: float) -> None:
     job.state, job.reason = JobState(fact.state), fact.reason
     _close(job.round.requests if job.round else job.carried)
     job.round, job.carried = None, []
+
+
+def _count_strike(job: Job, fact: f.UpdateJudged) -> None:
+    kind, colon, _ = fact.reason.partition(":")
+    if fact.folded:
+        job.strikes.pop(fact.device, None)
+    elif colon and kind not in NOT_ITS_FAULT:
+        job.strikes[fact.device] = job.strikes.get(fact.device, 0) + 1
 
 
 def _round(job: Job) -> Round:

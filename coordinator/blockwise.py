@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from broker.bodies import Bodies
 from broker.ports import File
+from coordinator.facts import Leaning
 from coordinator.fold import Expected, Unfit
+from coordinator.state import Request
 from coordinator.stored import read_envelope, stored_name
+from coordinator.strategies import Told
 from coordinator.strategies.optimiser import Floats
 from coordinator.strategies.robust import PIECE
 from schemas.envelope import Clear, open_envelope
@@ -38,6 +41,14 @@ class Stored:
     digest: bytes
     expected: Expected
     scale: float = 1.0
+
+
+def leanings(requests: Sequence[Request], told: Told) -> list[Leaning]:
+    """As they are recorded."""
+    return [
+        Leaning(request.device, request.number, cosine, place not in told.left_out)
+        for place, (request, cosine) in enumerate(zip(requests, told.cosines, strict=True))
+    ]
 
 
 class Blockwise:

@@ -12,7 +12,8 @@ from coordinator.state import Device, DeviceState, Job, State
 
 
 def eligible(state: State, job: Job) -> list[str]:
-    """Devices that may be asked for this job now, sorted: active, and known to have the task."""
+    """Devices that may be asked for this job now, sorted: active, known to have the task, and not in
+    quarantine."""
     return sorted(
         device.id
         for device in state.devices.values()
@@ -20,6 +21,7 @@ def eligible(state: State, job: Job) -> list[str]:
         and device.status is not None
         and job.spec.task in device.status.tasks
         and device.id not in job.unfit
+        and not job.quarantined(device.id)
     )
 
 

@@ -7,7 +7,7 @@ every turn, so that a verification knows which core decided it.
 
 from __future__ import annotations
 
-from coordinator import asking, enrolment, facts, receipts, rounds
+from coordinator import asking, enrolment, facts, quarantine, receipts, rounds
 from coordinator.effects import SendChunks
 from coordinator.inputs import (
     AnyInput,
@@ -20,6 +20,7 @@ from coordinator.inputs import (
     JoinAsked,
     Moment,
     Prepared,
+    Release,
     Revoke,
     Started,
     Submit,
@@ -53,6 +54,9 @@ def step(state: State, moment: Moment, input_: AnyInput) -> Turn:
             enrolment.invite(turn, input_)
         case Revoke():
             enrolment.revoke(turn, input_)
+            rounds.advance_all(turn)
+        case Release():
+            quarantine.release(turn, input_)
             rounds.advance_all(turn)
         case Submit():
             rounds.submit(turn, input_)

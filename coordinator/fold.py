@@ -234,7 +234,7 @@ class Folder:
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
         divisor = self._divisor or float(self.samples)
-        effort, drawn = self.efforts / divisor, np.float64(self.drawn / divisor)
+        effort, drawn = self.efforts / divisor, self.drawn / divisor
         finite = True
         with np.errstate(over="ignore", invalid="ignore"):  # found by their results
             for start in range(0, self._count, BLOCK):
@@ -243,7 +243,7 @@ class Folder:
                 np.divide(self._sum[start : start + BLOCK], divisor, out=block)
                 np.multiply(block, effort, out=block)
                 if self.centre is not None:
-                    np.add(block, self.centre[start : start + BLOCK] * drawn, out=block)
+                    np.add(block, self.centre[start : start + BLOCK].astype(np.float64) * drawn, out=block)
                 exact = kept.astype(np.float64)
                 optimiser.step(block, exact)
                 np.copyto(kept, exact, casting="same_kind")

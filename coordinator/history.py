@@ -28,7 +28,7 @@ def history(tables: Connection, job: str) -> list[View]:
     counted: dict[int, list[Row[Any]]] = {}
     for request in tables.execute(select(requests).where(requests.c.job == job).order_by(requests.c.entry)):
         asked.setdefault(request.round, []).append(request)
-        counted.setdefault(request.counted, []).append(request)
+        counted.setdefault(request.counts_in, []).append(request)
     committed = rounds.c.job == job, rounds.c.version.is_not(None), rounds.c.issued_run_s.is_not(None)
     found = tables.execute(select(rounds).where(*committed).order_by(rounds.c.version))
     return [_view(each, asked.get(each.round, []), counted.get(each.round, [])) for each in found]
@@ -78,6 +78,8 @@ def _view(round_: Row[Any], asked: list[Row[Any]], folded: list[Row[Any]]) -> Vi
         "asked": len({request.device for request in asked}),
         "staleness": [round_.round - request.round for request in folded],
         "reports": {request.device: request.samples for request in folded},
+        "cosines": {request.device: request.cosine for request in folded if request.cosine is not None},
+        "left_out": [request.device for request in folded if request.counted is False],
         "norms": {request.device: request.norm for request in folded},
         "updates": {request.device: request.content for request in folded},
         "rejected": {request.device: request.reason for request in rejected},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from coordinator.facts import Leaning
 from schemas.enrolment import Join
 from schemas.envelope import Order
 from schemas.events import FromDevice
@@ -67,6 +68,12 @@ class Revoke(Input, frozen=True, tag="revoke"):
     reason: str
 
 
+class Release(Input, frozen=True, tag="release"):
+    """The operator ends a device's quarantine."""
+
+    device: str
+
+
 class Submit(Input, frozen=True, tag="submit"):
     """The operator wants a job; ``parameters`` as in facts.JobSubmitted."""
 
@@ -125,6 +132,7 @@ class Committed(Input, frozen=True, tag="committed"):
     layout: bytes
     samples: int
     moments: bytes = b""
+    leanings: list[Leaning] = []
 
 
 class Evaluated(Input, frozen=True, tag="evaluated"):
@@ -147,6 +155,7 @@ Recorded = (
     JoinAsked
     | Invite
     | Revoke
+    | Release
     | Submit
     | Cancel
     | Ticked

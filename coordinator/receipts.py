@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coordinator import facts as f
+from coordinator import quarantine
 from coordinator.effects import Fold, SendReceipt, SendRequest
 from coordinator.inputs import Checked, UpdateCompleted
 from coordinator.rounds import advance
@@ -111,6 +112,7 @@ def judge(turn: Turn, checked: Checked) -> None:
         )
     )
     turn.tell(request.device, _verdict(job.id, request))
+    quarantine.judge(turn, job, request)
     advance(turn, job)
 
 

@@ -69,7 +69,7 @@ _REQUEST = update(requests).where(
 _COUNTED = update(requests).where(
     requests.c.job == bindparam("of_job"),
     requests.c.state == RequestState.FOLDED,
-    requests.c.counted.is_(None),
+    requests.c.counts_in.is_(None),
 )
 _DEVICE = update(devices).where(devices.c.device == bindparam("of_device"))
 
@@ -186,7 +186,10 @@ def _put(connection: Connection, fact: AnyFact, at: Moment, index: int) -> None:
             times = {"committed_run_s": at.run_s, "committed_wall_s": at.wall_s}
             row = {"version": fact.version, "model": fact.model.hex()} | times
             connection.execute(_ROUND, {"of_job": fact.job, "of_round": fact.round} | row)
-            connection.execute(_COUNTED, {"of_job": fact.job, "counted": fact.round})
+            connection.execute(_COUNTED, {"of_job": fact.job, "counts_in": fact.round})
+            for one in fact.leanings:
+                key = {"of_job": fact.job, "of_device": one.device, "of_request": one.request}
+                connection.execute(_REQUEST, key | {"cosine": one.cosine, "counted": one.counted})
         case RequestsIssued():
             _issue(connection, fact, at, index)
         case RequestAccepted():

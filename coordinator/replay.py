@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.ports import Ports
+from coordinator.blockwise import leanings
 from coordinator.fold import Folder, Unfit
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Job
@@ -153,9 +154,11 @@ class Refold:
                 (folder.count if rule else folder.add)(weighed[-1][1])
         if rule and weighed:
             try:
-                folder.aggregate(rule, self._recording.again(commit.job, weighed))
+                told = folder.aggregate(rule, self._recording.again(commit.job, weighed))
             except (Unfit, OSError) as error:
                 return 0, [f"an update, read again: {error}"]
+            if not problems and leanings([each for each, _ in weighed], told) != commit.fact.leanings:
+                problems.append("how the updates lean towards the round's change differs")
         if folder.samples:
             self._model = folder.finish(
                 self._model or b"", optimiser, self._moments, commit.job.spec.population

@@ -69,6 +69,7 @@ def commit(turn: Turn, outcome: Committed) -> None:
             layout=outcome.layout,
             samples=outcome.samples,
             moments=outcome.moments,
+            leanings=outcome.leanings,
         )
     )
     if job.rounds_done >= job.spec.rounds:

@@ -195,6 +195,10 @@ class Job:
     """From a round that became a version to the one that is opened in the same turn (asynchronous jobs)."""
     radius: float = 0.0  # of the next round
     progress: Progress = field(default_factory=Progress)
+    strikes: dict[str, int] = field(default_factory=dict)  # device → rejections in a row, for what they held
+    quarantine: dict[str, int] = field(
+        default_factory=dict
+    )  # device → the last round that it is not asked in
 
     @property
     def rounds_done(self) -> int:
@@ -219,6 +223,10 @@ class Job:
         number = round_.number + round_.closed
         late = number > self.spec.rounds or number - request.round > self.spec.asynchronous.staleness_max
         return 0 if late else number
+
+    def quarantined(self, device: str) -> bool:
+        """Whether the next round, or the open one, does not ask the device."""
+        return self.quarantine.get(device, 0) > self.rounds_done
 
 
 @dataclass(slots=True)

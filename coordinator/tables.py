@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table
 
 TABLES: Final = MetaData()
 
@@ -62,8 +62,10 @@ requests: Final = Table(
     Column("steps", Integer),
     Column("train_s", Float),
     Column("norm", Float),
+    Column("cosine", Float),  # to the round's Δ, where a rule over all updates made it
+    Column("counted", Boolean),  # by that rule
     Column("content", String),  # SHA-256 of the update, hex
     Column("metrics", String),  # JSON, as the device said
     Column("evaluation", String),  # JSON, of the model that the round began with, as the device said
-    Column("counted", Integer, index=True),  # the round whose version holds its update
+    Column("counts_in", Integer, index=True),  # the round whose version holds its update
 )

@@ -22,6 +22,11 @@ def devices(state: State) -> list[View]:
             "memory_bytes": device.status.memory_bytes if device.status else None,
             "tasks": device.status.tasks if device.status else [],
             "folded": device.folded,
+            "quarantine": {
+                job.id: job.quarantine[device.id]
+                for job in state.jobs.values()
+                if job.state not in ENDED_JOB and job.quarantined(device.id)
+            },
         }
         for _, device in sorted(state.devices.items())
     ]
@@ -89,6 +94,7 @@ def job(state: State, name: str) -> View | None:
         {"version": version.number, "round": version.round, "model": version.model.hex()}
         for version in known.versions
     ]
+    view["quarantine"] = {name: until for name, until in known.quarantine.items() if known.quarantined(name)}
     if known.round:
         view["open_round"] = {
             "round": known.round.number,

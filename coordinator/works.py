@@ -12,8 +12,9 @@ from pathlib import Path
 from broker.bodies import Bodies
 from broker.ports import Ports
 from broker.worker import WorkerFailed, WorkerLink
-from coordinator.blockwise import Blockwise, Stored
+from coordinator.blockwise import Blockwise, Stored, leanings
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare
+from coordinator.facts import Leaning
 from coordinator.fold import Expected, Folder, Unfit
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
@@ -117,7 +118,7 @@ class Works:
             return
         folder = self._folder(job)
         if job.spec.server.clip_centre and folder.centre is None:
-            folder.centre = (await self._ports.offload.run(self._moments, job))[-1]
+            folder.centre = (await self._ports.offload.run(self._moments, job))[-1].copy()
         looked = await self._look(folder, job, request)
         if not _counts_now(job, request):
             return  # its buffer was closed meanwhile; the next one has it
@@ -170,7 +171,7 @@ class Works:
         if made is None:
             self._ledger.submit(WorkFailed(job=job.id, text=_overflow(job, order.round)))
             return
-        model, moments = made
+        model, moments, leaned = made
         version = len(job.versions)
         await self._ports.offload.run(
             self._store.offer, job.id, version, model, base, job.epoch, job.spec.chunk_bytes
@@ -185,17 +186,19 @@ class Works:
                 layout=self._store.layout(job.id).digest(),
                 samples=folder.samples,
                 moments=moments,
+                leanings=leaned,
             )
         )
 
-    def _finish(self, folder: Folder, job: Job) -> tuple[bytes, bytes] | None:
-        """The digests of the next version and of what the server optimiser keeps; both are durable. None if
-        they overflowed: nothing is written."""
+    def _finish(self, folder: Folder, job: Job) -> tuple[bytes, bytes, list[Leaning]] | None:
+        """The digests of the next version and of what the server optimiser keeps, which are both durable, and
+        how the updates lean. None if they overflowed: nothing is written."""
         last = job.versions[-1]
-        moments = self._moments(job)
+        moments, leaned = self._moments(job), list[Leaning]()
         if rule := aggregation(job.spec.server):
             try:
-                folder.aggregate(rule, self._updates(job))
+                requests, updates = self._updates(job)
+                leaned = leanings(requests, folder.aggregate(rule, updates))
             except Unfit as error:
                 raise RuntimeError(
                     f"an update of round {last.round + 1} of job {job.id} cannot be read again ({error}): "
@@ -207,7 +210,7 @@ class Works:
         if folder.overflowed:
             return None
         kept = self._store.put_moments(job.id, last.number + 1, moments)
-        return self._store.put_model(job.id, [model]), kept
+        return self._store.put_model(job.id, [model]), kept, leaned
 
     def _moments(self, job: Job) -> Moments:
         """What the server optimiser kept after the newest version."""
@@ -216,14 +219,15 @@ class Works:
         self._store.read_moments(job.id, last.number, last.moments, moments)
         return moments
 
-    def _updates(self, job: Job) -> Blockwise:
+    def _updates(self, job: Job) -> tuple[list[Request], Blockwise]:
         """The round's folded ones."""
-        stored = []
+        requests, stored = [], []
         for request in job.round.order if job.round else []:
             expected = self._expected(job, request)
             if request.state is RequestState.FOLDED and expected is not None:
+                requests.append(request)
                 stored.append(Stored(request.digest, expected, _weight(job, request).scale))
-        return Blockwise(self._bodies, stored, self._store.layout(job.id).trained_count)
+        return requests, Blockwise(self._bodies, stored, self._store.layout(job.id).trained_count)
 
     async def _make(self, order: MakeInitial) -> None:
         job = self._job(order.job)

@@ -241,7 +241,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ``cohort`` devices are wanted per round; ``over_selection`` times as many are asked. A round closes
     when ``cohort`` updates were folded, or everybody asked has answered, or after ``deadline_s`` with at
     least ``min_reports`` folded; with fewer it goes on and asks further devices. Models and large updates
-    travel in chunks of ``chunk_bytes``.
+    travel in chunks of ``chunk_bytes``. A device of which ``quarantine_after`` updates in a row (0: however
+    many) were rejected for what they held is not asked in the next ``quarantine_rounds``.
     """
 
     name: str
@@ -263,6 +264,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 600.0
     update_norm_max: Annotated[float, msgspec.Meta(gt=0)] = 1_000.0
     samples_max: Annotated[int, msgspec.Meta(ge=1)] = 10_000_000
+    quarantine_after: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    quarantine_rounds: Positive = 10
     chunk_bytes: ChunkBytes = CHUNK_BYTES_DEFAULT
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 

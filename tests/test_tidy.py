@@ -51,6 +51,7 @@ CONTRACT_SOURCES = {
         "coordinator.progress",
         "coordinator.spread",
         "coordinator.negotiation",
+        "coordinator.quarantine",
         "coordinator.receipts",
         "coordinator.scheduler",
         "coordinator.strategies",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +19,7 @@ TROUBLES_SHOWN: Final = 10
 METRICS_SHOWN: Final = 8
 ALARMS_SHOWN: Final = 5
 SPREAD: Final = {"mean": "mean", "low": "10%", "median": "50%", "high": "90%", "worst": "worst tenth"}
+LEANING_SHOWN: Final = 5
 OPEN: Final = ("issued", "accepted", "received")
 COLUMNS: Final = ("round", "reports", "samples", "accuracy before", "seconds", "overhead s", "model")
 BUFFERED: Final = tuple("staleness" if name == "overhead s" else name for name in COLUMNS)
@@ -33,6 +36,13 @@ def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
         print_table("", BUFFERED if buffered else COLUMNS, rows)
     for line in evaluated(view):
         print_lines(line)
+    for line in _leaning(view["history"]):
+        print_lines(line)
+    for device, until in view["quarantine"].items():
+        print_lines(
+            f"{device}: in quarantine up to round {until}, its updates were rejected again and again; "
+            f"`fedbus-coordinator devices release {device} --dir {directory}` ends that"
+        )
     for line in (*_told(view["troubles"], view["job"], directory), *waiting(view, spec, directory)):
         print_lines(line)
 
@@ -75,6 +85,19 @@ def evaluated(view: View) -> Iterator[str]:
         yield f"not evaluated at the coordinator: {asked['problem']}"
     for alarm in asked["alarms"][-ALARMS_SHOWN:]:
         yield f"ALARM: version {alarm['version']} ({alarm['by']}): {alarm['text']}"
+
+
+def _leaning(history: list[View]) -> Iterator[str]:
+    """The devices whose changes pulled most against what their rounds became."""
+    cosines: dict[str, list[float]] = {}
+    left_out: Counter[str] = Counter()
+    for round_ in history:
+        left_out.update(round_["left_out"])
+        for device, cosine in round_["cosines"].items():
+            cosines.setdefault(device, []).append(cosine)
+    for device, found in sorted(cosines.items(), key=lambda each: fmean(each[1]))[:LEANING_SHOWN]:
+        out = f", left out of {left_out[device]}" if left_out[device] else ""
+        yield f"{device}: mean cosine to its rounds' change {fmean(found):.2f}, rounds: {len(found)}{out}"
 
 
 def waiting(view: View, spec: JobSpec | None, directory: Path) -> list[str]:

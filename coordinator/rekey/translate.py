@@ -139,7 +139,7 @@ class Translator:
 
 KEPT: Final = frozenset(
     {"base", "batch_size", "chunk_bytes", "chunks", "compression", "content", "cores", "deadline_run_s"}
-    | {"deadline_s", "distance", "encoding", "encodings"}
+    | {"cosine", "counted", "deadline_s", "distance", "encoding", "encodings"}
     | {"epoch", "epochs", "expires_wall_s", "folded", "have", "high", "incarnation", "index", "inline"}
     | {"job_key", "key_set", "learning_rate", "length", "memory_bytes", "min_reports", "model", "moments"}
     | {
@@ -148,6 +148,8 @@ KEPT: Final = frozenset(
         "number",
         "over_selection",
         "power",
+        "quarantine_after",
+        "quarantine_rounds",
         "radius",
         "request",
         "round",
@@ -155,8 +157,20 @@ KEPT: Final = frozenset(
         "samples",
         "samples_max",
     }
-    | {"seed", "seq", "state", "steps", "steps_max", "train_s", "update_norm_max", "version", "weight_decay"}
     | {
+        "seed",
+        "seq",
+        "state",
+        "steps",
+        "steps_max",
+        "train_s",
+        "until",
+        "update_norm_max",
+        "version",
+        "weight_decay",
+    }
+    | {
+        "weight_decay",
         "alarm_factor",
         "alarm_rises",
         "bound",
@@ -202,6 +216,7 @@ RULES: Final[dict[str, Rule]] = {
     "personal": lambda to, value, of: to.personal(value) if value else value,
     "spec": lambda to, value, of: to.struct(value),
     "status": lambda to, value, of: to.struct(value),
+    "leanings": lambda to, values, of: to.structs(values),
     "vectors": lambda to, values, of: to.structs(values),
     "requests": lambda to, values, of: to.structs(values),
     "closed": lambda to, values, of: to.structs(values),

@@ -9,16 +9,24 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from broker.ports import Ports
-from coordinator import blockwise
-from coordinator.recording import NothingToReplay, Recording
-from coordinator.replay import replay
+from coordinator import blockwise, history, records
+from coordinator.cli.show import LEANING_SHOWN, _leaning
+from coordinator.config import Config
+from coordinator.facts import Leaning
+from coordinator.keystore import load_identity
+from coordinator.recording import Commit, NothingToReplay, Recording
+from coordinator.rekey.export import export
+from coordinator.rekey.updates import Content
+from coordinator.replay import Refold, replay
 from coordinator.strategies.robust import PIECE
 from coordinator.whatif import Settings, blame, what_if
 from schemas import events as e
 from schemas.jobs import ServerSettings
+from tests.replay.history import found, spill, unsynced
 from tests.sim import virtual_loop
 from tests.sim.machine import sim_ports
 from tests.standin import Federation, StandIn, federation, spec
@@ -84,11 +92,11 @@ def models(ports: Ports, count: int) -> list[Floats]:
 
 @pytest.mark.parametrize("count", [INLINE, CHUNKED])
 def test_each_version_moves_by_the_median_of_the_updates(count: int) -> None:
-    found = models(recorded({"aggregation": "median"}, count), count)
+    versions = models(recorded({"aggregation": "median"}, count), count)
     for round_ in range(1, ROUNDS + 1):
         changes = [delta(name, round_, count).astype(np.float64) for name in NAMES]
-        wanted = (found[round_ - 1] + np.median(changes, axis=0)).astype(np.float32)
-        assert found[round_].tobytes() == wanted.tobytes()
+        wanted = (versions[round_ - 1] + np.median(changes, axis=0)).astype(np.float32)
+        assert versions[round_].tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("server", RULES)
@@ -133,3 +141,60 @@ def test_what_if_with_too_few_left_names_the_rule_and_the_remedy() -> None:
 def test_blame_says_that_it_follows_from_a_mean_only() -> None:
     with pytest.raises(NothingToReplay, match=r"rounds by median.*leave_out"):
         blame(Recording(recorded({"aggregation": "median"}), HOME), "job", 1)
+
+
+def leanings(ports: Ports) -> list[list[Leaning]]:
+    return [commit.fact.leanings for commit in Recording(ports, HOME).commits("job")]
+
+
+def test_a_version_records_how_each_update_leans_and_which_were_left_out() -> None:
+    ports = recorded(RULES[2])
+    first, *rounds = leanings(ports)
+    assert first == []
+    versions = models(ports, INLINE)
+    for round_, told in enumerate(rounds, 1):
+        step = versions[round_].astype(np.float64) - versions[round_ - 1]
+        assert [each.device for each in told] == list(NAMES)
+        assert [each.device for each in told if not each.counted] == ["d3"]
+        for each in told:
+            change = delta(each.device, round_, INLINE).astype(np.float64)
+            wanted = float(change @ step) / float(np.linalg.norm(change) * np.linalg.norm(step))
+            assert each.cosine == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_mean_records_none() -> None:
+    assert leanings(recorded({})) == [[], [], []]
+
+
+def test_records_and_show_tell_them() -> None:
+    ports = recorded(RULES[2])
+    federation = load_identity(ports.files, HOME).federation
+    with records.reading(ports.files, HOME, federation) as tables:
+        rounds = history.history(tables, "job")
+    assert [round_["left_out"] for round_ in rounds] == [["d3"]] * ROUNDS
+    assert [list(round_["cosines"]) for round_ in rounds] == [list(NAMES)] * ROUNDS
+    told = list(_leaning(rounds))
+    assert len(told) == LEANING_SHOWN
+    (line,) = [line for line in told if line.endswith("rounds: 2, left out of 2")]
+    assert line.startswith("d3: mean cosine")
+
+
+def test_a_recorded_cosine_that_is_not_the_computed_one_is_found() -> None:
+    ports = recorded({"aggregation": "median"})
+    recording = Recording(ports, HOME)
+    refold = Refold(recording, "job")
+    for commit in recording.commits("job"):
+        turned = [replace(each, cosine=-each.cosine) for each in commit.fact.leanings]
+        refold.version(Commit(replace(commit.fact, leanings=turned), commit.entry, commit.job))
+    assert [version["equal"] for version in refold.versions] == [True, False, False]
+
+
+def test_an_export_of_it_replays_to_the_bit_and_names_nobody(tmp_path: Path) -> None:
+    home, told = tmp_path / "home", tmp_path / "told"
+    spill(dict(found(recorded(RULES[2]).files, HOME)), home)
+    export(unsynced(), home, told, Config(broker="embedded:20123"), Content.KEEP)
+    result = replay(unsynced(), told)
+    assert result["equal"], result["difference"]
+    names = [each.device for commit in Recording(unsynced(), told).commits() for each in commit.fact.leanings]
+    assert len(names) == ROUNDS * len(NAMES)
+    assert not set(names) & set(NAMES)

@@ -126,6 +126,7 @@ class History:
             dataset=DATASET,
             config=settings,
             deadline_s=20.0,
+            quarantine_after=2,
             evaluation=evaluation,
         )
         await self.first_round()
@@ -211,7 +212,9 @@ class History:
         assert not (await self.c.next(e.Verdict)).folded
 
     async def nobody_answers(self) -> None:
-        """The third round gets more time, and then one update."""
+        """The third round gets more time, and then one update. The operator ends a quarantine meanwhile."""
+        await self.fed.until(lambda: DEVICES[0] in self.fed.job(JOB).quarantine)
+        await self.fed.command("release", device=DEVICES[0])
         request = await self.asked(self.b)
         await asyncio.sleep(2 * self.fed.job(JOB).spec.deadline_s)
         await self.answer(self.b, request)

@@ -11,7 +11,7 @@ from coordinator.facts import UpdateReceived
 from coordinator.keystore import load_identity
 from coordinator.replay import first_difference, replay
 from coordinator.verify import verify
-from edge_agent.residuals import DIR
+from edge_agent.private import RESIDUALS
 from tests.sim.crypto import seeded
 from tests.sim.federation import World, run
 from tests.sim.invariants import check, facts
@@ -37,5 +37,7 @@ def test_compressed_updates_count_once_and_the_log_folds_again(seed: int) -> Non
     assert verify(files, home, load_identity(files, home).federation, durable=0).damage == []
     received = [fact for fact in facts(outcome) if isinstance(fact, UpdateReceived)]
     assert len(list(Bodies(files, home / "bodies").names())) >= len(received) > 0
-    left = {name: machine.files.names(Path("/agent") / DIR) for name, machine in outcome.devices.items()}
+    left = {
+        name: machine.files.names(Path("/agent") / RESIDUALS) for name, machine in outcome.devices.items()
+    }
     assert left == {name: [] for name in outcome.devices}, "what was left out outlived its job"
