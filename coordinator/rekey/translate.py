@@ -149,19 +149,8 @@ KEPT: Final = frozenset(
         "samples_max",
     }
     | {"seed", "seq", "state", "steps", "steps_max", "train_s", "update_norm_max", "version", "weight_decay"}
-    | {
-        "alarm_factor",
-        "alarm_rises",
-        "bound",
-        "by",
-        "every",
-        "kind",
-        "min_delta",
-        "mode",
-        "patience",
-        "selection",
-    }
-    | {"source", "stop_on_divergence", "target", "value"}
+    | {"alarm_factor", "alarm_rises", "bound", "by", "every", "kind", "min_delta", "mode", "patience"}
+    | {"selection", "source", "stop_on_divergence", "target", "value"}
 )
 Rule = Callable[[Translator, Any, Any], Any]
 RULES: Final[dict[str, Rule]] = {
