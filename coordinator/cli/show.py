@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from coordinator.cli.output import print_lines, print_table
+from coordinator.cli.output import print_lines, print_table, printable
 from schemas.jobs import JobSpec, ServerSettings
 
 View = dict[str, Any]
@@ -29,7 +29,7 @@ def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
     if view["history"]:
         print_table("", COLUMNS, [_row(round_) for round_ in view["history"]])
     for line in evaluated(view):
-        print_lines(line)
+        print_lines(printable(line))  # devices name their metrics
     for line in (*_told(view["troubles"], view["job"], directory), *waiting(view, spec, directory)):
         print_lines(line)
 

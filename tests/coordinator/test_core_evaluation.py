@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from coordinator.facts import AlarmRaised, JobEnded, VersionEvaluated
 from coordinator.inputs import Checked, Evaluated
 from coordinator.state import JobState, RequestState
 from coordinator.turn import Turn
-from schemas.jobs import EvaluationSettings
+from schemas.errors import JobRefused
+from schemas.jobs import EvaluationSettings, parse_job
 from tests.coordinator.drive import Drive, checked, job_spec, ordered
 
 PATH = "/srv/test.npz"
@@ -269,3 +271,18 @@ def test_an_alarm_ends_a_job_that_asks_for_it() -> None:
 def test_every_kind_of_alarm_has_words() -> None:
     for words in ALARMS.values():
         assert words.format(value=1.5, bound=2.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"dataset": "data/test.npz"}, "a path at the coordinator: give it from the root on"),
+        ({"by": "central"}, "there is no evaluation.dataset"),
+        ({"target": math.inf}, "no finite number"),
+        ({"patience": -1}, "patience"),
+        ({"metrics": "loss"}, "metrics"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_by_field(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(JobRefused, match=told):
+        parse_job({"name": "job", "task": "vision", "evaluation": fields})
