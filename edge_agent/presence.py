@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.bus import Bus, BusUndelivered, Credentials
 from broker.connect import check_device_url, connect
+from broker.pacing import RETURN_MAX_S
 from broker.ports import Files, Ports
 from edge_agent.config import Config, ConfigError
 from edge_agent.identity import Identity
@@ -47,7 +48,8 @@ def bus_for(
     url = config.broker or identity.urls[0]
     check_device_url(url)
     own = credentials(identity, config, ports.files)
-    return connect(url, own, [identity.down_topic], ports=ports, memory=memory)
+    topics = [identity.down_topic]
+    return connect(url, own, topics, ports=ports, memory=memory, return_max_s=RETURN_MAX_S)
 
 
 def credentials(identity: Identity, config: Config, files: Files) -> Credentials:

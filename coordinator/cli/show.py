@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from coordinator.cli.output import print_lines, print_table
+from coordinator.cli.output import print_lines, print_table, printable
 from schemas.jobs import JobSpec, ServerSettings
 
 View = dict[str, Any]
@@ -35,7 +35,7 @@ def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
         rows = [_row(round_, buffered=buffered) for round_ in view["history"]]
         print_table("", BUFFERED if buffered else COLUMNS, rows)
     for line in evaluated(view):
-        print_lines(line)
+        print_lines(printable(line))  # devices name their metrics
     for line in _leaning(view["history"]):
         print_lines(line)
     for device, until in view["quarantine"].items():

@@ -157,32 +157,9 @@ KEPT: Final = frozenset(
         "samples",
         "samples_max",
     }
-    | {
-        "seed",
-        "seq",
-        "state",
-        "steps",
-        "steps_max",
-        "train_s",
-        "until",
-        "update_norm_max",
-        "version",
-        "weight_decay",
-    }
-    | {
-        "weight_decay",
-        "alarm_factor",
-        "alarm_rises",
-        "bound",
-        "by",
-        "every",
-        "kind",
-        "min_delta",
-        "mode",
-        "patience",
-        "selection",
-    }
-    | {"source", "stop_on_divergence", "target", "value"}
+    | {"seed", "seq", "state", "steps", "steps_max", "train_s", "until", "update_norm_max", "version"}
+    | {"alarm_factor", "alarm_rises", "bound", "by", "every", "kind", "min_delta", "mode", "patience"}
+    | {"selection", "source", "stop_on_divergence", "target", "value", "weight_decay"}
 )
 Rule = Callable[[Translator, Any, Any], Any]
 RULES: Final[dict[str, Rule]] = {

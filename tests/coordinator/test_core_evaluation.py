@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,65 +10,23 @@ from msgspec.structs import replace
 
 from coordinator.effects import EvaluateVersion, Fold
 from coordinator.evaluation import ALARMS, FAR_ABOVE, NORMS_GROW, RISING, UNMEASURED
-from coordinator.facts import AlarmRaised, JobEnded, VersionEvaluated
-from coordinator.inputs import Checked, Evaluated
+from coordinator.facts import VersionEvaluated
 from coordinator.state import JobState, RequestState
-from coordinator.turn import Turn
-from schemas.jobs import EvaluationSettings
+from schemas.errors import JobRefused
+from schemas.jobs import EvaluationSettings, parse_job
 from tests.coordinator.drive import Drive, checked, job_spec, ordered
-
-PATH = "/srv/test.npz"
-DEVICES = ("a", "b")
-
-
-def begun(rounds: int = 20, **settings: Any) -> Drive:
-    """A job that is evaluated, with the requests of its first round issued."""
-    drive = Drive()
-    drive.enrol(*DEVICES)
-    spec = job_spec(rounds=rounds, cohort=len(DEVICES), min_reports=len(DEVICES))
-    drive.submit(replace(spec, evaluation=EvaluationSettings(**settings)))
-    settle(drive)
-    return drive
-
-
-def settle(drive: Drive) -> None:
-    """Ordered work but folds; they are told of in `play`."""
-    while drive.pending and not isinstance(drive.pending[0], Fold):
-        outcome = drive.work(drive.pending.pop(0))
-        if outcome is not None:
-            drive.step(outcome)
-
-
-def play(drive: Drive, *told: dict[str, float], norm: float = 1.0) -> None:
-    """A round: each device measures this of the version that it is given."""
-    for device, evaluation in zip(DEVICES, told, strict=True):
-        drive.update(device)
-        fold = drive.pending.pop(0)
-        assert isinstance(fold, Fold)
-        drive.step(measured(fold, evaluation, norm))
-        settle(drive)
-
-
-def measured(fold: Fold, evaluation: dict[str, float], norm: float = 1.0) -> Checked:
-    return replace(checked(fold, norm=norm), evaluation=evaluation)
-
-
-def both(drive: Drive, norm: float = 1.0, **metrics: float) -> None:
-    play(drive, metrics, metrics, norm=norm)
-
-
-def central(drive: Drive, version: int, problem: str = "", **metrics: float) -> Turn:
-    turn = drive.step(Evaluated(job="job", version=version, metrics=metrics, problem=problem))
-    settle(drive)
-    return turn
-
-
-def alarms(drive: Drive) -> list[tuple[int, str]]:
-    return [(fact.version, fact.kind) for fact in drive.recorded(AlarmRaised)]
-
-
-def ends(drive: Drive) -> list[tuple[str, str]]:
-    return [(fact.state, fact.reason) for fact in drive.recorded(JobEnded)]
+from tests.coordinator.evaluating import (
+    DEVICES,
+    PATH,
+    alarms,
+    begun,
+    both,
+    central,
+    ends,
+    measured,
+    play,
+    settle,
+)
 
 
 def test_what_devices_measure_is_recorded_of_the_version_that_they_were_given() -> None:
@@ -269,3 +228,18 @@ def test_an_alarm_ends_a_job_that_asks_for_it() -> None:
 def test_every_kind_of_alarm_has_words() -> None:
     for words in ALARMS.values():
         assert words.format(value=1.5, bound=2.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"dataset": "data/test.npz"}, "a path at the coordinator: give it from the root on"),
+        ({"by": "central"}, "there is no evaluation.dataset"),
+        ({"target": math.inf}, "no finite number"),
+        ({"patience": -1}, "patience"),
+        ({"metrics": "loss"}, "metrics"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_by_field(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(JobRefused, match=told):
+        parse_job({"name": "job", "task": "vision", "evaluation": fields})

@@ -15,6 +15,7 @@ import pytest
 
 from broker.ports import Ports
 from broker.system import system_ports
+from coordinator import views
 from coordinator.cli.main import main
 from coordinator.cli.state import open_journal
 from coordinator.entries import Turned, decode_entry
@@ -30,6 +31,7 @@ from coordinator.verify import verify
 from schemas import events as e
 from schemas import work
 from tests.coordinator.pruning import COUNT, HOME, recorded
+from tests.replay.doctored import Entries, alter, find, rewrite
 from tests.standin import Federation, StandIn, federation, spec
 from tests.workers import Answer, maker
 
@@ -188,3 +190,41 @@ def test_the_best_version_is_there_when_its_entries_are_pruned() -> None:
     identity = load_identity(disk.files, HOME)
     store = Store(disk.files, HOME, identity, KeyStore(disk.files, HOME, disk.ports.entropy))
     assert store.model("long", version.model) == bytes(4 * COUNT)
+
+
+async def home_with_alarm(home: Path) -> Federation:
+    """A job whose loss grows far beyond its least, at the coordinator."""
+    async with running(home, Workers()) as (fed, device, _):
+        await train(fed, device, 3, dataset=PATH, metric="accuracy", by="federated", alarm_rises=1)
+        await fed.until(lambda: bool(fed.job("job").progress.tried == 3))
+    return fed
+
+
+@pytest.mark.parametrize("source", ["central", "federated"])
+async def test_a_score_that_was_altered_in_the_log_is_found(tmp_path: Path, source: str) -> None:
+    home, files = tmp_path / "c", system_ports().files
+    fed = await home_with_alarm(home)
+
+    def doctor(entries: Entries) -> None:
+        at = find(entries, VersionEvaluated, lambda one: one.source == source)[0]
+        alter(entries, at, VersionEvaluated, metrics={"accuracy": 1.0})
+
+    rewrite(files, home, doctor, receipts=True)
+    found = [str(one) for one in verify(files, home, fed.identity.federation).damage]
+    assert "version-evaluated" in found[0] or "the updates tell" in found[0]
+    assert not replay(system_ports(), home)["equal"]
+
+
+async def test_an_alarm_is_shown_by_status_while_the_job_runs(tmp_path: Path) -> None:
+    async with running(tmp_path / "c", Workers()) as (fed, device, _):
+        await fed.command("submit", spec=spec(rounds=9, evaluation={"dataset": PATH, "alarm_rises": 1}))
+        for _ in range(2):
+            request = await device.next(e.TrainingRequest)
+            await device.answer(request, np.ones(10, np.float32))
+        await fed.until(
+            lambda: any(one["kind"] == "rising" for one in views.alarms(fed.coordinator.ledger.state))
+        )
+        found = (await fed.command("status"))["alarms"]
+        assert {"job": "job", "by": "central"}.items() <= found[-1].items()
+        await fed.command("cancel", job="job")
+        assert (await fed.command("status"))["alarms"] == []
