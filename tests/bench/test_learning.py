@@ -12,8 +12,19 @@ from msgspec.structs import replace
 
 from schemas.jobs import LocalSettings
 from tests.bench import bounds
-from tests.bench.learning import asynchronous, digits, direct, nova, plots, simulated, stats, strategies
+from tests.bench.learning import (
+    asynchronous,
+    digits,
+    direct,
+    fashion,
+    nova,
+    plots,
+    simulated,
+    stats,
+    strategies,
+)
 from tests.bench.learning.delays import MODELS
+from tests.brokers import require
 
 DEVICES = 6
 JOB = {"rounds": 3, "cohort": 4, "min_reports": 4, "over_selection": 1.5, "deadline_s": 1e6}
@@ -125,3 +136,14 @@ def test_times_are_compared(tmp_path: Path) -> None:
         assert row["hasty"]["folded"] == [8]
         assert row["patient"]["rejected"] == [0]
         assert ("slow_over_first" in row) == (row["delay"] != "half-normal")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # loads PyTorch, and all the images
+def test_fashion_is_learned_by_the_task_that_ships(tmp_path: Path) -> None:
+    require("dataset-fashion-mnist")
+    result = fashion.measure(fashion.Plan(devices=3, rounds=1, seeds=[0], samples=600))
+    plots.fashion(result, tmp_path / "fashion.png")
+    assert [len(curve) for curve in (*result["federated"], result["centralised"])] == [2, 2]
+    assert result["centralised"][-1] > 0.3
+    assert len(list(bounds.of("fashion", result))) == 1
