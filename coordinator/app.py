@@ -101,7 +101,8 @@ class Coordinator:
     async def _start(self) -> None:
         for job in self.ledger.state.jobs.values():
             if job.state not in ENDED_JOB and job.versions and job.epoch:
-                self._store.restore(job.id, job.versions[-1].number)
+                for version in job.wanted_versions():
+                    self._store.restore(job.id, version)
         await self.ledger.submit(Started())
 
     async def _perform(self, effect: Effect, mark: Mark) -> None:

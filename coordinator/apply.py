@@ -91,12 +91,22 @@ def _(fact: f.VersionCommitted, state: State, run_s: float) -> None:
         Version(fact.version, fact.round, fact.model, fact.layout, fact.samples, fact.moments)
     )
     job.state = JobState.RUNNING
+    if job.round and job.spec.asynchronous:
+        training = [request for request in job.round.requests if request.state in OPEN_REQUEST]
+        job.carried = training + job.round.later
     job.round = None
 
 
 @_apply.register
 def _(fact: f.RoundOpened, state: State, run_s: float) -> None:
-    state.jobs[fact.job].round = Round(fact.round, fact.base, list(fact.cohort))
+    job = state.jobs[fact.job]
+    job.round = Round(fact.round, fact.base, list(fact.cohort))
+    if job.spec.asynchronous:
+        job.round.deadline_run_s = run_s + job.spec.deadline_s
+        _close(request for request in job.carried if not job.takes(request))
+        left = [request for request in job.carried if request.state is not RequestState.CLOSED]
+        job.round.requests, job.carried = left, []
+        job.round.order = [request for request in left if request.state is RequestState.RECEIVED]
 
 
 @_apply.register
@@ -141,9 +151,14 @@ def _(fact: f.RequestDeclined, state: State, run_s: float) -> None:
 def _(fact: f.UpdateReceived, state: State, run_s: float) -> None:
     job = state.jobs[fact.job]
     request = job.requests[fact.device, fact.request]
+    number, round_ = job.takes(request), job.round
     request.digest, request.state = fact.digest, RequestState.RECEIVED
-    if job.round and request.round == job.round.number and not job.round.closed:
-        job.round.order.append(request)
+    if round_ is None or not number:
+        return
+    request.into = number if number != request.round else 0
+    (round_.order if number == round_.number else round_.later).append(request)
+    if job.spec.asynchronous and not any(known is request for known in round_.requests):
+        round_.requests.append(request)  # declined in an earlier round, and trained after all
 
 
 @_apply.register
@@ -160,18 +175,25 @@ def _(fact: f.UpdateJudged, state: State, run_s: float) -> None:
 
 @_apply.register
 def _(fact: f.RoundClosed, state: State, run_s: float) -> None:
-    round_ = _round(state.jobs[fact.job])
+    job = state.jobs[fact.job]
+    round_ = _round(job)
     round_.closed = True
-    _close(round_.requests)
+    if job.spec.asynchronous is None:
+        _close(round_.requests)
+        return
+    # The buffer is full: what has no verdict yet counts in the next one.
+    round_.later = [request for request in round_.order if request.state is RequestState.RECEIVED]
+    round_.order = [request for request in round_.order if request.state is not RequestState.RECEIVED]
+    for request in round_.later:
+        request.into = round_.number + 1
 
 
 @_apply.register
 def _(fact: f.JobEnded, state: State, run_s: float) -> None:
     job = state.jobs[fact.job]
     job.state, job.reason = JobState(fact.state), fact.reason
-    if job.round:
-        _close(job.round.requests)
-    job.round = None
+    _close(job.round.requests if job.round else job.carried)
+    job.round, job.carried = None, []
 
 
 def _round(job: Job) -> Round:

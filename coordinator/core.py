@@ -7,7 +7,7 @@ every turn, so that a verification knows which core decided it.
 
 from __future__ import annotations
 
-from coordinator import enrolment, facts, receipts, rounds
+from coordinator import asking, enrolment, facts, receipts, rounds
 from coordinator.effects import SendChunks
 from coordinator.inputs import (
     AnyInput,
@@ -58,7 +58,8 @@ def step(state: State, moment: Moment, input_: AnyInput) -> Turn:
         case Cancel():
             rounds.cancel(turn, input_)
         case Prepared():
-            rounds.issue(turn, input_)
+            asking.issue(turn, input_)
+            rounds.advance(turn, turn.state.jobs[input_.job])
         case Checked():
             receipts.judge(turn, input_)
         case Committed():

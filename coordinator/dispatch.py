@@ -18,7 +18,7 @@ from coordinator.downlink import Downlink
 from coordinator.effects import AnswerJoin, SendChunks, SendModel, SendReceipt, SendRequest, Tell
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
-from coordinator.state import RequestState
+from coordinator.state import OPEN_REQUEST, Job, Request, RequestState
 from coordinator.store import NO_VERSION, Store
 from schemas import topics
 from schemas.enrolment import Welcome, seal_welcome
@@ -147,13 +147,13 @@ class Dispatch:
     def _request(self, job_id: str, device: str, number: int) -> TrainingRequest | None:
         job = self._ledger.state.jobs[job_id]
         request = job.requests.get((device, number))
-        if request is None or job.round is None or request.round != job.round.number:
+        if request is None or job.round is None or request.state not in OPEN_REQUEST:
             return None
-        version = job.versions[-1]
-        previous = job.versions[-2].model if len(job.versions) > 1 else NO_VERSION
+        version = job.base(request)
+        previous = job.versions[version.number - 1].model if version.number else NO_VERSION
         offered = self._store.offer(job_id, version.number, version.model, previous, job.epoch)
         spec = job.spec
-        local = replace_field(spec.local, seed=_seed(spec.seed, job_id, device, request.round))
+        local = replace_field(spec.local, seed=_seed(job, request))
         return TrainingRequest(
             job=job_id,
             request=number,
@@ -168,8 +168,14 @@ class Dispatch:
             job_key=self._keys.job_key(job_id, job.epoch),
             update_key=request.key,
             chunk_bytes=spec.chunk_bytes,
-            deadline_s=max(job.round.deadline_run_s - self._ledger.now().run_s, 1.0),
+            deadline_s=self._deadline_s(job),
         )
+
+    def _deadline_s(self, job: Job) -> float:
+        """How long an update to a request may take. Requests of asynchronous jobs outlive their round."""
+        if job.spec.asynchronous is not None or job.round is None:
+            return job.spec.deadline_s
+        return max(job.round.deadline_run_s - self._ledger.now().run_s, 1.0)
 
     async def _model_offer(self, asked: SendModel) -> Event:
         """The offer that was ordered, as it was decided: the state may be ahead of what is durable."""
@@ -259,9 +265,10 @@ class Dispatch:
         await bus.publish(topic, envelope.to_bytes())
 
 
-def _seed(seed: int, job: str, device: str, round_: int) -> int:
-    """The order of a device's batches in a round: fixed by the job's seed."""
-    text = f"{seed}:{job}:{device}:{round_}".encode()
+def _seed(job: Job, request: Request) -> int:
+    """The order of a device's batches: fixed by the job's seed, and another for each of its trainings."""
+    number = request.round if job.spec.asynchronous is None else request.number
+    text = f"{job.spec.seed}:{job.id}:{request.device}:{number}".encode()
     return int.from_bytes(blake2b(text, digest_size=4, person=b"fb1.local-seed").digest(), "little")
 
 

@@ -26,11 +26,13 @@ def history(tables: Connection, job: str) -> list[View]:
     slowest device's time inside the task's ``train``. Rounds whose beginning is not known are left out.
     """
     asked: dict[int, list[Row[Any]]] = {}
+    counted: dict[int, list[Row[Any]]] = {}
     for request in tables.execute(select(requests).where(requests.c.job == job).order_by(requests.c.entry)):
         asked.setdefault(request.round, []).append(request)
+        counted.setdefault(request.counted, []).append(request)
     committed = rounds.c.job == job, rounds.c.version.is_not(None), rounds.c.issued_run_s.is_not(None)
     found = tables.execute(select(rounds).where(*committed).order_by(rounds.c.version))
-    return [_view(round_, asked.get(round_.round, [])) for round_ in found]
+    return [_view(each, asked.get(each.round, []), counted.get(each.round, [])) for each in found]
 
 
 def troubles(tables: Connection, job: str) -> list[View]:
@@ -55,12 +57,14 @@ def specification(tables: Connection, job: str) -> JobSpec | None:
     return None if found is None else msgspec.json.decode(found, type=JobSpec)
 
 
-def _view(round_: Row[Any], asked: list[Row[Any]]) -> View:
-    folded, rejected, declined = (
+def _view(round_: Row[Any], asked: list[Row[Any]], folded: list[Row[Any]]) -> View:
+    rejected, declined = (
         [request for request in asked if request.state == state]
-        for state in (RequestState.FOLDED, RequestState.REJECTED, RequestState.DECLINED)
+        for state in (RequestState.REJECTED, RequestState.DECLINED)
     )
-    slowest_s = max((request.train_s for request in folded), default=0.0)
+    # A device of an asynchronous job may have trained for longer than the round lasted.
+    fresh = [request.train_s for request in folded if request.round == round_.round]
+    slowest_s = max(fresh, default=0.0)
     round_s = round_.committed_run_s - round_.issued_run_s
     return {
         "round": round_.round,
@@ -71,6 +75,7 @@ def _view(round_: Row[Any], asked: list[Row[Any]]) -> View:
         "overhead_s": round_s - slowest_s,
         "samples": sum(request.samples for request in folded),
         "asked": len({request.device for request in asked}),
+        "staleness": [round_.round - request.round for request in folded],
         "reports": {request.device: request.samples for request in folded},
         "norms": {request.device: request.norm for request in folded},
         "updates": {request.device: request.content for request in folded},

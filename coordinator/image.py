@@ -33,6 +33,7 @@ class _Job(msgspec.Struct, frozen=True, array_like=True):
     round: Round | None
     issued: list[int]
     order: list[int]
+    later: list[int] = []
 
 
 class _Image(msgspec.Struct, frozen=True, array_like=True):
@@ -63,9 +64,9 @@ def decode_image(data: bytes) -> Recovered:
 def _job(job: Job) -> _Job:
     requests = list(job.requests.values())
     round_ = job.round
-    issued, order = (round_.requests, round_.order) if round_ else ([], [])
+    issued, order, later = (round_.requests, round_.order, round_.later) if round_ else ([], [], [])
     places = {id(request): place for place, request in enumerate(requests)}
-    for request in (*issued, *order):
+    for request in (*issued, *order, *later):
         if id(request) not in places:  # its device was asked so often since that the map forgot it
             places[id(request)] = len(requests)
             requests.append(request)
@@ -74,9 +75,10 @@ def _job(job: Job) -> _Job:
         requests,
         len(job.requests),
         sorted(job.unfit),
-        replace(round_, requests=[], order=[]) if round_ else None,
+        replace(round_, requests=[], order=[], later=[]) if round_ else None,
         [places[id(request)] for request in issued],
         [places[id(request)] for request in order],
+        [places[id(request)] for request in later],
     )
 
 
@@ -85,6 +87,7 @@ def _whole(found: _Job) -> Job:
     if round_ is not None:
         round_.requests = [requests[place] for place in found.issued]
         round_.order = [requests[place] for place in found.order]
+        round_.later = [requests[place] for place in found.later]
     found.job.requests = {(request.device, request.number): request for request in requests[: found.known]}
     found.job.unfit = set(found.unfit)
     found.job.round = round_

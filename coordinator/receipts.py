@@ -6,7 +6,7 @@ from coordinator import facts as f
 from coordinator.effects import Fold, SendReceipt, SendRequest
 from coordinator.inputs import Checked, UpdateCompleted
 from coordinator.rounds import advance
-from coordinator.state import ENDED_JOB, OPEN_REQUEST, DeviceState, Request, RequestState
+from coordinator.state import ENDED_JOB, OPEN_REQUEST, DeviceState, Job, Request, RequestState
 from coordinator.turn import Turn
 from schemas.events import Accept, Decline, Refusal, RequestRef, StateReply, StateRequest, Verdict
 from schemas.ids import transfer_id
@@ -25,7 +25,7 @@ def received(turn: Turn, update: UpdateCompleted) -> None:
     if request.digest:
         answer(turn, known[0], request)
         return
-    was = request.state
+    was, in_time = request.state, job.takes(request)
     turn.record(
         f.UpdateReceived(job=job.id, device=update.device, request=request.number, digest=update.digest)
     )
@@ -34,15 +34,17 @@ def received(turn: Turn, update: UpdateCompleted) -> None:
         _reject(turn, job.id, request, "the device was revoked")
     elif job.state in ENDED_JOB:
         _reject(turn, job.id, request, f"late: the job was {job.state}")
-    elif was is RequestState.CLOSED or not _in_time(turn, job.id, request):
-        _reject(turn, job.id, request, f"late: round {request.round} was closed")
+    elif was is RequestState.CLOSED or not in_time:
+        _reject(turn, job.id, request, _late(job, request))
     else:
         turn.order(Fold(job.id, request.device, request.number))
 
 
-def _in_time(turn: Turn, job: str, request: Request) -> bool:
-    round_ = turn.state.jobs[job].round
-    return round_ is not None and round_.number == request.round and not round_.closed
+def _late(job: Job, request: Request) -> str:
+    if job.spec.asynchronous is None or job.round is None:
+        return f"late: round {request.round} was closed"
+    stale = job.round.number + job.round.closed - request.round
+    return f"late: of version {request.round - 1}, {stale} versions ago"
 
 
 def _reject(turn: Turn, job: str, request: Request, reason: str) -> None:
@@ -75,7 +77,12 @@ def judge(turn: Turn, checked: Checked) -> None:
     request = job.requests[checked.device, checked.request]
     if request.state is not RequestState.RECEIVED:
         return
+    if job.round is None or job.round.number != request.counts_in:
+        return  # its buffer was closed meanwhile: it is looked at again for the next one
     problem = checked.problem
+    settings = job.spec.asynchronous
+    if settings is not None and request.staleness > settings.staleness_max:
+        problem = _late(job, request)  # versions were made while it waited for its verdict
     if not problem and checked.norm > job.spec.update_norm_max:
         problem = f"norm: {checked.norm:.6g} exceeds the job's update_norm_max {job.spec.update_norm_max:g}"
     if not problem and checked.samples > job.spec.samples_max:

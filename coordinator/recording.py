@@ -121,13 +121,13 @@ class Recording:
         Its device's signature, its binding to the request, and its recorded norm and samples are checked.
         """
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
-        if key is None or job.round is None:
+        if key is None:
             return "the key of its request was destroyed"
         expected = Expected(
             self._identity.federation,
             job.id,
             request.number,
-            job.round.base,
+            job.base(request).model,
             self.store.layout(job.id),
             key,
             self._signers[job.id, request.device, request.number],

@@ -57,7 +57,7 @@ from coordinator.recovery import FOLDER
 from coordinator.state import JobState, RequestState
 
 FILE: Final = "records.db"
-FORM: Final = 1  # rises when the tables or what is put into them change
+FORM: Final = 2  # rises when the tables or what is put into them change
 PATIENCE_S: Final = 60.0  # while another reader brings them up to date
 log: Final = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ requests: Final = Table(
     Column("content", String),  # SHA-256 of the update, hex
     Column("metrics", String),  # JSON, as the device said
     Column("evaluation", String),  # JSON, of the model that the round began with, as the device said
+    Column("counted", Integer, index=True),  # the round whose version holds its update
 )
 
 _JOB = update(jobs).where(jobs.c.job == bindparam("of_job"))
@@ -128,6 +129,11 @@ _REQUEST = update(requests).where(
     requests.c.job == bindparam("of_job"),
     requests.c.device == bindparam("of_device"),
     requests.c.request == bindparam("of_request"),
+)
+_COUNTED = update(requests).where(
+    requests.c.job == bindparam("of_job"),
+    requests.c.state == RequestState.FOLDED,
+    requests.c.counted.is_(None),
 )
 _DEVICE = update(devices).where(devices.c.device == bindparam("of_device"))
 
@@ -236,12 +242,14 @@ def _put(connection: Connection, fact: AnyFact, at: Moment, index: int) -> None:
             connection.execute(_JOB, {"of_job": fact.job} | row)
         case RoundOpened():
             row = {"job": fact.job, "round": fact.round, "opened_wall_s": at.wall_s}
+            row["issued_run_s"] = None if fact.cohort else at.run_s  # nobody has to be asked
             connection.execute(insert(rounds).prefix_with("OR IGNORE"), row)
         case VersionCommitted():
             connection.execute(_JOB, {"of_job": fact.job, "state": JobState.RUNNING})
             times = {"committed_run_s": at.run_s, "committed_wall_s": at.wall_s}
             row = {"version": fact.version, "model": fact.model.hex()} | times
             connection.execute(_ROUND, {"of_job": fact.job, "of_round": fact.round} | row)
+            connection.execute(_COUNTED, {"of_job": fact.job, "counted": fact.round})
         case RequestsIssued():
             _issue(connection, fact, at, index)
         case RequestAccepted():

@@ -144,7 +144,7 @@ class Refold:
             if problem:
                 problems.append(f"device {request.device}, request {request.number}: {problem}")
             else:
-                folder.add(weigh(request, commit.job.spec.server, commit.job.spec.local))
+                folder.add(weigh(request, commit.job.spec))
         if folder.samples:
             self._model = folder.finish(self._model or b"", optimiser, self._moments)
             if digest_of(self._moments) != commit.fact.moments:

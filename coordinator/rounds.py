@@ -1,18 +1,20 @@
 """Jobs and their rounds: a round is a buffer of updates with a closing rule. Pure.
 
-Synchronous closing rule: nothing receipted waits for its verdict, and the wanted cohort was folded, or
-everybody asked has answered, or the deadline has passed; and at least ``min_reports`` were folded. With
-fewer at the deadline, the round goes on with further devices: what was folded stays counted.
+Closing rule of a synchronous job (``buffered`` has that of an asynchronous one): nothing receipted waits for
+its verdict, and the wanted cohort was folded, or everybody asked has answered, or the deadline has passed;
+and at least ``min_reports`` were folded. With fewer at the deadline, the round goes on with further devices:
+what was folded stays counted.
 """
 
 from __future__ import annotations
 
 import math
 
+from coordinator import asking, buffered
 from coordinator import facts as f
 from coordinator.cohort import eligible, select
-from coordinator.effects import Commit, Fold, MakeInitial, Prepare, SendModel, SendRequest, ShutOut
-from coordinator.inputs import Cancel, Committed, Prepared, Submit, WorkFailed
+from coordinator.effects import Commit, Fold, MakeInitial, SendModel, SendRequest, ShutOut
+from coordinator.inputs import Cancel, Committed, Submit, WorkFailed
 from coordinator.state import (
     ENDED_JOB,
     OPEN_REQUEST,
@@ -24,7 +26,7 @@ from coordinator.state import (
 )
 from coordinator.turn import CommandRefused, Turn
 from schemas.events import JobFinished, Refusal, Verdict
-from schemas.ids import key_id, model_request_id
+from schemas.ids import model_request_id
 
 
 def submit(turn: Turn, command: Submit) -> None:
@@ -74,39 +76,6 @@ def commit(turn: Turn, outcome: Committed) -> None:
         advance(turn, job)
 
 
-def issue(turn: Turn, outcome: Prepared) -> None:
-    """The request keys exist: issue the requests, and start the round's clock."""
-    job = turn.state.jobs[outcome.job]
-    round_ = job.round
-    if round_ is None or round_.number != outcome.round or not round_.preparing or round_.closed:
-        return
-    used = any(key_id(key) in turn.state.by_update_key for _, key in outcome.keys)
-    if used or sorted(device for device, _ in outcome.keys) != sorted(round_.preparing):
-        return  # of an earlier order; the outcome of the one that counts is still to come
-    if job.epoch_spoilt and outcome.epoch <= job.epoch:
-        # Somebody was revoked meanwhile: what is sealed from now on must not open with a key they know.
-        _prepare(turn, job, round_.number, round_.preparing)
-        return
-    requests = [
-        f.IssuedRequest(device, job.newest.get(device, 0) + 1, key)
-        for device, key in outcome.keys
-        if turn.state.devices[device].state is DeviceState.ACTIVE
-    ]
-    deadline_run_s = turn.moment.run_s + job.spec.deadline_s
-    turn.record(
-        f.RequestsIssued(
-            job=job.id,
-            round=round_.number,
-            epoch=outcome.epoch,
-            requests=requests,
-            deadline_run_s=deadline_run_s,
-        )
-    )
-    for request in requests:
-        turn.order(SendRequest(job.id, request.device, request.number))
-    advance(turn, job)
-
-
 def advance_all(turn: Turn) -> None:
     """Whatever may now happen in any job, because time passed or a device came."""
     for job in turn.state.jobs.values():
@@ -117,10 +86,13 @@ def advance(turn: Turn, job: Job) -> None:
     """Open a round, close it, or give it more time, as the rules say."""
     if job.state is not JobState.RUNNING:
         return
-    if job.round is None:
+    round_ = job.round
+    if job.spec.asynchronous is not None:
+        buffered.go_on(turn, job, job.spec.asynchronous)
+    elif round_ is None:
         _open(turn, job)
-    elif not job.round.closed and not job.round.preparing:
-        _close_or_extend(turn, job, job.round)
+    elif not round_.closed and not round_.preparing:
+        _close_or_extend(turn, job, round_)
 
 
 def _open(turn: Turn, job: Job) -> None:
@@ -132,12 +104,7 @@ def _open(turn: Turn, job: Job) -> None:
     number = job.rounds_done + 1
     cohort = select(job, number, 0, candidates, job.spec.cohort)
     turn.record(f.RoundOpened(job=job.id, round=number, base=job.versions[-1].model, cohort=cohort))
-    _prepare(turn, job, number, cohort)
-
-
-def _prepare(turn: Turn, job: Job, number: int, devices: list[str]) -> None:
-    epoch = job.epoch + 1 if job.epoch == 0 or job.epoch_spoilt else job.epoch
-    turn.order(Prepare(job.id, number, epoch, tuple(devices)))
+    asking.prepare(turn, job, number, cohort)
 
 
 def _close_or_extend(turn: Turn, job: Job, round_: Round) -> None:
@@ -167,25 +134,12 @@ def _extend(turn: Turn, job: Job, round_: Round, wanted: int) -> None:
         if request.state in OPEN_REQUEST or request.state is RequestState.FOLDED
     }
     candidates = [device for device in eligible(turn.state, job) if device not in busy]
-    devices = select(job, round_.number, len(round_.requests), candidates, wanted)
-    turn.record(
-        f.RoundExtended(
-            job=job.id,
-            round=round_.number,
-            deadline_run_s=turn.moment.run_s + job.spec.deadline_s,
-            devices=devices,
-        )
-    )
-    for request in round_.requests:
-        if request.state in OPEN_REQUEST:
-            turn.order(SendRequest(job.id, request.device, request.number))  # it may have lost its answer
-    if devices:
-        _prepare(turn, job, round_.number, devices)
+    asking.extend(turn, job, round_, select(job, round_.number, len(round_.requests), candidates, wanted))
 
 
 def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
     """End a job. What was receipted in an open round, folded or not, is rejected: no version holds it."""
-    order = list(job.round.order) if job.round and state is not JobState.FINISHED else []
+    order = [*job.round.order, *job.round.later] if job.round else list(job.carried)
     turn.record(f.JobEnded(job=job.id, state=state, reason=reason))
     for request in order:
         if request.state in (RequestState.RECEIVED, RequestState.FOLDED):
@@ -241,8 +195,10 @@ def resume(turn: Turn) -> None:
                 turn.order(Fold(job.id, request.device, request.number))
         if round_.closed:
             turn.order(Commit(job.id, round_.number))
+            for request in round_.later:
+                turn.order(Fold(job.id, request.device, request.number))
         elif round_.preparing:
-            _prepare(turn, job, round_.number, round_.preparing)
+            asking.prepare(turn, job, round_.number, round_.preparing)
         for request in round_.requests:
             if request.state is RequestState.ISSUED:
                 turn.order(SendRequest(job.id, request.device, request.number))

@@ -77,7 +77,7 @@ class Request:
 
     device: str
     number: int
-    round: int
+    round: int  # that it was issued in: the version before that one is what the device trains
     key: bytes
     state: RequestState = RequestState.ISSUED
     digest: bytes = b""
@@ -87,11 +87,23 @@ class Request:
     steps: int = 0
     train_s: float = 0.0
     evaluation: dict[str, float] = field(default_factory=dict)
+    into: int = 0  # the later round that its update counts in (asynchronous jobs); 0: its own
+
+    @property
+    def counts_in(self) -> int:
+        """The round whose version holds the update, if it is folded."""
+        return self.into or self.round
+
+    @property
+    def staleness(self) -> int:
+        """Versions made between the one that was trained and the one that the update counts in."""
+        return self.counts_in - self.round
 
 
 @dataclass(slots=True)
 class Round:
-    """``requests`` are those of this round, in order of issue; ``order`` the receipts, in log order."""
+    """``requests`` are those whose updates may count in this round, in order of issue; ``order`` the
+    receipts, in log order; ``later`` those that wait for the next round (asynchronous jobs), in log order."""
 
     number: int
     base: bytes
@@ -100,6 +112,7 @@ class Round:
     requests: list[Request] = field(default_factory=list)
     order: list[Request] = field(default_factory=list)
     closed: bool = False
+    later: list[Request] = field(default_factory=list)
 
     def count(self, *states: RequestState) -> int:
         return len([request for request in self.requests if request.state in states])
@@ -134,10 +147,32 @@ class Job:
     unfit: set[str] = field(default_factory=set)  # declined for good, until their status changes
     epoch: int = 0
     epoch_spoilt: bool = False  # somebody who knows the key was revoked
+    carried: list[Request] = field(default_factory=list)
+    """From a round that became a version to the one that is opened in the same turn (asynchronous jobs)."""
 
     @property
     def rounds_done(self) -> int:
         return self.versions[-1].round if self.versions else 0
+
+    def base(self, request: Request) -> Version:
+        """The version that a request is to be trained on: round n begins with version n - 1."""
+        return self.versions[request.round - 1]
+
+    def wanted_versions(self) -> list[int]:
+        """The versions that devices may pull: the newest, and those that they train, from the oldest on."""
+        training = [one for one in self.round.requests if one.state in OPEN_REQUEST] if self.round else []
+        return sorted({self.base(request).number for request in training} | {len(self.versions) - 1})
+
+    def takes(self, request: Request) -> int:
+        """The round in which an update to ``request`` counts if it is received now; 0: it comes too late."""
+        round_ = self.round
+        if round_ is None:
+            return 0
+        if self.spec.asynchronous is None:
+            return request.round if request.round == round_.number and not round_.closed else 0
+        number = round_.number + round_.closed
+        late = number > self.spec.rounds or number - request.round > self.spec.asynchronous.staleness_max
+        return 0 if late else number
 
 
 @dataclass(slots=True)

@@ -151,7 +151,6 @@ class Store:
             known = known or self._seal(job, version, model, previous, epoch, chunk_bytes)
             self._offered[job, version, epoch] = known
             self.by_transfer[known.manifest.transfer()] = known
-            self._forget_old(job, version)
         return known
 
     def restore(self, job: str, version: int) -> None:
@@ -167,9 +166,9 @@ class Store:
                 self._offered[job, version, int(epoch)] = offered
                 self.by_transfer[offered.manifest.transfer()] = offered
 
-    def _forget_old(self, job: str, newest: int) -> None:
-        """Devices may still pull the version before; older ones nobody trains on any more."""
-        for key in [key for key in list(self._offered) if key[0] == job and key[1] < newest - 1]:
+    def forget(self, job: str, before: int) -> None:
+        """Offer versions before ``before`` no more: nobody trains on them."""
+        for key in [key for key in list(self._offered) if key[0] == job and key[1] < before]:
             self.by_transfer.pop(self._offered.pop(key).manifest.transfer(), None)
 
     def _load(self, job: str, version: int, epoch: int) -> Offered | None:

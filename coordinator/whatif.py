@@ -35,7 +35,7 @@ from coordinator.state import Request, RequestState
 from coordinator.store import Altered
 from coordinator.strategies import Moments, ServerOptimiser, Weight, begun, server_optimiser, weigh
 from schemas.errors import JobRefused
-from schemas.jobs import JobSpec, ServerSettings
+from schemas.jobs import AsyncSettings, JobSpec, ServerSettings
 
 Row = dict[str, Any]
 
@@ -43,8 +43,8 @@ BOUNDS: Final = ("norm", "samples", "steps")  # verdicts that other settings may
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How recorded updates are folded. Without ``server``, ``update_norm_max`` and ``samples_max`` the
-    job's own hold.
+    """How recorded updates are folded. Without ``server``, ``asynchronous``, ``update_norm_max`` and
+    ``samples_max`` the job's own hold.
 
     ``clip_norm`` scales a longer update down to that L2 norm. ``leave_out`` names devices.
     """
@@ -55,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     update_norm_max: Annotated[float, msgspec.Meta(gt=0)] | None = None
     samples_max: Annotated[int, msgspec.Meta(ge=1)] | None = None
     server: ServerSettings | None = None
+    asynchronous: AsyncSettings | None = None
 
     def takes(self, request: Request, spec: JobSpec) -> bool:
         """Whether a recorded update is folded."""
@@ -74,7 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def weigh(self, request: Request, spec: JobSpec) -> Weight:
         """What an update counts."""
-        weight = weigh(request, self.rule(spec), spec.local)
+        rules = replace(spec, server=self.rule(spec), asynchronous=self.asynchronous or spec.asynchronous)
+        weight = weigh(request, rules)
         return weight if self.weights == "samples" else Weight(1, weight.scale, weight.effort)
 
 
@@ -202,11 +204,11 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
         )
     for request in commit.folded:
         _open(recording, folder, commit, request)
-        folder.add(_weight(commit, request))
+        folder.add(weigh(request, commit.job.spec))
     total, samples, efforts, found = folder.total(), folder.samples, folder.efforts, []
     for request in commit.folded:
         _open(recording, folder, commit, request)
-        change, weight = folder.opened.astype(np.float64), _weight(commit, request)
+        change, weight = folder.opened.astype(np.float64), weigh(request, commit.job.spec)
         others = (total - weight.of_change * change) / (samples - weight.samples)
         others *= (efforts - weight.samples * weight.effort) / (samples - weight.samples)
         stepped = others.copy()
@@ -247,10 +249,6 @@ def _moments(recording: Recording, commit: Commit, optimiser: ServerOptimiser) -
     except OSError as error:
         raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
     return moments
-
-
-def _weight(commit: Commit, request: Request) -> Weight:
-    return weigh(request, commit.job.spec.server, commit.job.spec.local)
 
 
 def _base(commit: Commit) -> bytes:

@@ -90,26 +90,32 @@ class Works:
         self._ledger.submit(Prepared(job=order.job, round=order.round, epoch=order.epoch, keys=keys))
 
     async def offer(self, job: Job, epoch: int) -> None:
-        """Have the newest version of a job ready for devices to pull."""
-        version = job.versions[-1]
-        previous = job.versions[-2].model if len(job.versions) > 1 else NO_VERSION
-        await self._ports.offload.run(
-            self._store.offer,
-            job.id,
-            version.number,
-            version.model,
-            previous,
-            epoch,
-            job.spec.chunk_bytes,
-        )
+        """Have the newest version of a job, and those that devices train, ready to be pulled."""
+        for number in job.wanted_versions():
+            await self._ports.offload.run(
+                self._store.offer,
+                job.id,
+                number,
+                job.versions[number].model,
+                job.versions[number - 1].model if number else NO_VERSION,
+                epoch,
+                job.spec.chunk_bytes,
+            )
+        self._forget_old(job, len(job.versions) - 1)
+
+    def _forget_old(self, job: Job, newest: int) -> None:
+        """Devices may still pull the version before the newest, and what they train."""
+        self._store.forget(job.id, min(newest - 1, *job.wanted_versions()))
 
     async def _fold(self, order: Fold) -> None:
         job = self._job(order.job)
         request = job.requests.get((order.device, order.request))
-        if request is None or job.round is None or job.round.number != request.round:
+        if request is None or not _counts_now(job, request):
             return
         folder = self._folder(job)
         looked = await self._look(folder, job, request)
+        if not _counts_now(job, request):
+            return  # its buffer was closed meanwhile; the next one has it
         if request.state is RequestState.RECEIVED:
             # With more to fold, the next verdict's sync serves this one, too.
             self._ledger.submit(_checked(order, looked), urgent=self._queue.empty())
@@ -121,7 +127,7 @@ class Works:
                     f"read again ({looked.problem}): the bodies in {self._directory} are damaged; "
                     f"restore them from a backup"
                 )
-            folder.add(weigh(request, job.spec.server, job.spec.local))
+            folder.add(weigh(request, job.spec))
 
     def _folder(self, job: Job) -> Folder:
         round_ = job.round.number if job.round else 0
@@ -134,13 +140,13 @@ class Works:
 
     async def _look(self, folder: Folder, job: Job, request: Request) -> Looked:
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
-        if key is None or job.round is None:
+        if key is None:
             return Looked(problem="key: the request's key was destroyed")
         expected = Expected(
             self._identity.federation,
             job.id,
             request.number,
-            job.round.base,
+            job.base(request).model,
             self._store.layout(job.id),
             key,
         )
@@ -160,6 +166,7 @@ class Works:
         await self._ports.offload.run(
             self._store.offer, job.id, version, model, base, job.epoch, job.spec.chunk_bytes
         )
+        self._forget_old(job, version)
         self._ledger.submit(
             Committed(
                 job=job.id,
@@ -218,6 +225,10 @@ class Works:
             self._ledger.submit(
                 Committed(job=job.id, version=0, round=0, model=model, layout=layout, samples=0)
             )
+
+
+def _counts_now(job: Job, request: Request) -> bool:
+    return job.round is not None and job.round.number == request.counts_in
 
 
 def _overflow(job: Job, round_: int) -> str:

@@ -63,8 +63,26 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return 1.0 if self.optimiser in ("fedavg", "fedavgm") else 0.1
 
 
+class AsyncSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Buffered asynchronous aggregation (``coordinator.buffered`` has the rules, and
+    ``coordinator.strategies.staleness`` the formulas).
+
+    ``concurrency`` devices train at a time. An update's staleness is the number of versions made since the
+    one that it was trained on; beyond ``staleness_max`` it is rejected. ``per_device_max`` updates of one
+    device go into one version.
+    """
+
+    concurrency: Positive
+    staleness_max: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 20
+    weighting: Literal["constant", "polynomial", "hinge", "delay-adaptive"] = "polynomial"
+    decay: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.5
+    grace: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 4
+    per_device_max: Positive = 1
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One job: synchronous rounds, whose updates are averaged with the weight of their samples.
+    """One job, whose updates are averaged with the weight of their samples; synchronous rounds, unless it is
+    ``asynchronous``.
 
     ``cohort`` devices are wanted per round; ``over_selection`` times as many are asked. A round closes
     when ``cohort`` updates were folded, or everybody asked has answered, or after ``deadline_s`` with at
@@ -78,6 +96,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     config: TaskConfig = {}
     local: LocalSettings = LocalSettings()
     server: ServerSettings = ServerSettings()
+    asynchronous: AsyncSettings | None = None
     rounds: Positive = 10
     cohort: Positive = 2
     min_reports: Positive = 1
@@ -123,6 +142,17 @@ def checked_job(spec: JobSpec) -> JobSpec:
             f"job {spec.name}: server.clip_norm {clip:g} exceeds update_norm_max "
             f"{spec.update_norm_max:g}: what is longer is rejected, so none would be clipped; lower it"
         )
+    if spec.asynchronous is not None:
+        if spec.over_selection != 1.0:
+            raise JobRefused(
+                f"job {spec.name}: over_selection {spec.over_selection:g} means nothing in an asynchronous "
+                f"job, where asynchronous.concurrency says how many devices train; leave it out"
+            )
+        if spec.asynchronous.concurrency > COHORT_MAX:
+            raise JobRefused(
+                f"job {spec.name}: asynchronous.concurrency {spec.asynchronous.concurrency} is more than "
+                f"{COHORT_MAX} devices; lower it"
+            )
     if spec.min_reports > spec.cohort:
         raise JobRefused(
             f"job {spec.name}: min_reports {spec.min_reports} exceeds cohort {spec.cohort}: "

@@ -16,6 +16,7 @@ View = dict[str, Any]
 TROUBLES_SHOWN: Final = 10
 OPEN: Final = ("issued", "accepted", "received")
 COLUMNS: Final = ("round", "reports", "samples", "accuracy before", "seconds", "overhead s", "model")
+BUFFERED: Final = tuple("staleness" if name == "overhead s" else name for name in COLUMNS)
 
 
 def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
@@ -24,7 +25,9 @@ def print_job(view: View, spec: JobSpec | None, directory: Path) -> None:
     if spec is not None and spec.server != ServerSettings():
         print_lines(_server(spec.server, view["history"]))
     if view["history"]:
-        print_table("", COLUMNS, [_row(round_) for round_ in view["history"]])
+        buffered = spec is not None and spec.asynchronous is not None
+        rows = [_row(round_, buffered=buffered) for round_ in view["history"]]
+        print_table("", BUFFERED if buffered else COLUMNS, rows)
     for line in (*_told(view["troubles"], view["job"], directory), *waiting(view, spec, directory)):
         print_lines(line)
 
@@ -78,13 +81,14 @@ def _told(found: list[View], job: str, directory: Path) -> Iterator[str]:
         yield f"round {trouble['round']}: {trouble['device']}: {trouble['state']}: {trouble['reason']}"
 
 
-def _row(round_: View) -> tuple[object, ...]:
+def _row(round_: View, *, buffered: bool) -> tuple[object, ...]:
+    stale = round_["staleness"]
     return (
         round_["round"],
         len(round_["reports"]),
         round_["samples"],
         "" if round_["accuracy_before"] is None else f"{round_['accuracy_before']:.3f}",
         f"{round_['round_s']:.2f}",
-        f"{round_['overhead_s']:.3f}",
+        f"{sum(stale) / len(stale):.1f}" if buffered else f"{round_['overhead_s']:.3f}",
         round_["model"][:16],
     )

@@ -189,6 +189,11 @@ def read_script(entries: Iterable[Logged], job: str) -> Script:
     known = writer.state.jobs.get(job)
     if known is None or not known.versions or not any(isinstance(one, Drawn) for one in writer.steps):
         raise OntoRefused(f"nothing to play: the recording asks nobody to train a job {job}")
+    if known.spec.asynchronous is not None:
+        raise OntoRefused(
+            f"job {job} is asynchronous: what a device is asked to train depends on when others answer, "
+            f"so its rounds can't be asked for again; `replay` without --onto computes its versions anew"
+        )
     finished = known.state in ENDED_JOB and not writer.over
     return Script(known, writer.state.devices, known.versions, writer.steps, finished)
 

@@ -173,6 +173,7 @@ RULES: Final[dict[str, Rule]] = {
     # What is made of fields of its own.
     "local": lambda to, value, of: value,
     "server": lambda to, value, of: value,
+    "asynchronous": lambda to, value, of: value,
     "spec": lambda to, value, of: to.struct(value),
     "status": lambda to, value, of: to.struct(value),
     "vectors": lambda to, values, of: to.structs(values),

@@ -20,6 +20,7 @@ DEVICES_SHOWN: Final = 200
 ROUNDS_SHOWN: Final = 200
 LETTERS_SHOWN: Final = 20
 UNFINISHED: Final = (JobState.CANCELLED, JobState.FAILED)
+TABLES: Final = ("config", "local", "server", "asynchronous")  # of a job, told each by itself
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -130,12 +131,11 @@ def _training(report: Report) -> str:
 def _setting(report: Report) -> str:
     spec: dict[str, Any] = msgspec.to_builtins(report.job.spec)
     groups = {
-        "job": {
-            key: value for key, value in spec.items() if key not in ("name", "config", "local", "server")
-        },
+        "job": {key: value for key, value in spec.items() if key not in ("name", *TABLES)},
         "config": spec["config"],
         "local": spec["local"],
         "server": spec["server"] | {"learning_rate": report.job.spec.server.rate},
+        "asynchronous": spec["asynchronous"],
     }
     lists = [
         f"<div><h3>{name}</h3><dl>"

@@ -13,6 +13,8 @@ For τ steps of SGD a is τ; with momentum ρ it is (τ - ρ·(1 - ρ^τ) / (1 -
 
 With both, ‖δ‖ is what it would be after all steps that the samples take: otherwise a device that claims
 fewer than it took would count more than ``clip_norm`` allows.
+
+In an asynchronous job the change of a stale update is scaled down by `staleness` as well.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.state import Request
-from schemas.jobs import LocalSettings, ServerSettings
+from coordinator.strategies.staleness import staleness_weight
+from schemas.jobs import JobSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,17 @@ class Weight:
         return self.samples * self.scale / self.effort
 
 
-def weigh(request: Request, server: ServerSettings, local: LocalSettings) -> Weight:
-    """The weight of the update that answers ``request``, by what was recorded of it."""
+def weigh(request: Request, spec: JobSpec) -> Weight:
+    """The weight of the update that answers ``request`` of such a job, by what was recorded of it."""
+    server, local = spec.server, spec.local
     effort, length = 1.0, request.norm
     if server.normalised:
         effort = _effort(request.steps, local.momentum)
         length *= _effort(local.steps(request.samples), local.momentum) / effort
     clip = server.clip_norm
     scale = clip / length if clip is not None and length > clip else 1.0
+    if spec.asynchronous is not None:
+        scale *= staleness_weight(request.staleness, spec.asynchronous, spec.cohort)
     return Weight(request.samples, scale, effort)
 
 

@@ -40,7 +40,7 @@ from schemas.enrolment import Join
 from schemas.envelope import Order
 from schemas.events import ChallengeAnswer, DeviceStatus, FromDevice
 from schemas.ids import key_id
-from schemas.jobs import JobSpec
+from schemas.jobs import AsyncSettings, JobSpec
 from schemas.keys import Kind
 from tests.schemas.parties import FEDERATION, ROOT, box, secret, signing
 
@@ -67,8 +67,10 @@ def job_spec(
     min_reports: int = 1,
     over_selection: float = 1.0,
     deadline_s: float = 100.0,
+    asynchronous: AsyncSettings | None = None,
 ) -> JobSpec:
     return JobSpec(
+        asynchronous=asynchronous,
         name=name,
         task=TASK,
         rounds=rounds,

@@ -17,6 +17,7 @@ from coordinator.state import ENDED_JOB, OPEN_REQUEST, DeviceState, RequestState
 from coordinator.turn import CommandRefused, Turn
 from schemas.events import Accept, Decline, StateRequest
 from schemas.ids import key_id
+from schemas.jobs import AsyncSettings
 from schemas.limits import OPEN_UPDATES_MAX
 from tests.coordinator.drive import Drive, checked, job_spec, ordered, recover_entry, status
 
@@ -25,6 +26,7 @@ JOBS = st.sampled_from(["one", "two"])
 PICK = st.integers(0, 2**16)
 Id = tuple[str, str, int]  # job, device, request
 SMALL = st.integers(1, 3)
+BUSY = st.sampled_from([0, 0, 1, 2, 3])
 HONEST = ("x", "y", "z")
 PROBLEMS = st.sampled_from(["", "", "", "finite: NaN"])
 REASONS = st.sampled_from(["busy", "policy"])
@@ -100,7 +102,9 @@ class Federation(RuleBasedStateMachine):
         if fact.folded:
             assert id_ not in self.judged, "folded once, and never after another verdict"
             assert id_ not in self.must_not_fold
-            self.folded[id_] = self.drive.state.jobs[fact.job].requests[id_[1:]].round
+            request = self.drive.state.jobs[fact.job].requests[id_[1:]]
+            assert self.open_round[fact.job] == request.counts_in, "in the version that is made next"
+            self.folded[id_] = request.counts_in
         elif id_ in self.judged:
             assert self.drive.state.jobs[fact.job].state in ENDED_JOB, "a verdict stands while its job runs"
             del self.folded[id_]
@@ -124,10 +128,10 @@ class Federation(RuleBasedStateMachine):
 
     # What may happen: operators and time.
 
-    @initialize(members=st.integers(0, 4), reports=SMALL)
-    def begin(self, members: int, reports: int) -> None:
+    @initialize(members=st.integers(0, 4), reports=SMALL, busy=BUSY)
+    def begin(self, members: int, reports: int, busy: int) -> None:
         self.drive.enrol(*"abcd"[:members])
-        self.submit("one", rounds=2, cohort=reports, reports=reports, more=1.5)
+        self.submit("one", rounds=2, cohort=reports, reports=reports, more=1.5, busy=busy)
 
     @rule(device=DEVICES, valid_s=st.sampled_from([10.0, 1000.0]))
     def invite(self, device: str, valid_s: float) -> None:
@@ -143,12 +147,18 @@ class Federation(RuleBasedStateMachine):
         if device in self.drive.state.devices:
             self.drive.revoke(device)
 
-    @rule(job=JOBS, rounds=SMALL, cohort=SMALL, reports=SMALL, more=st.sampled_from([1.0, 1.5]))
-    def submit(self, job: str, rounds: int, cohort: int, reports: int, more: float) -> None:
+    @rule(job=JOBS, rounds=SMALL, cohort=SMALL, reports=SMALL, more=st.sampled_from([1.0, 1.5]), busy=BUSY)
+    def submit(self, job: str, rounds: int, cohort: int, reports: int, more: float, busy: int) -> None:
+        """``busy`` devices train at a time in an asynchronous job; 0: it has rounds."""
         if job in self.drive.state.jobs:
             return
         spec = job_spec(
-            job, rounds=rounds, cohort=cohort, min_reports=min(reports, cohort), over_selection=more
+            job,
+            rounds=2 * rounds if busy else rounds,
+            cohort=cohort,
+            min_reports=min(reports, cohort),
+            over_selection=1.0 if busy else more,
+            asynchronous=AsyncSettings(concurrency=busy, staleness_max=busy) if busy else None,
         )
         self.drive.submit(spec)
 
@@ -258,8 +268,9 @@ class Federation(RuleBasedStateMachine):
     def what_waits_for_a_verdict_is_in_an_open_round(self) -> None:
         for job in self.drive.state.jobs.values():
             waiting = [r for r in job.requests.values() if r.state is RequestState.RECEIVED]
-            assert not waiting or (job.round and not job.round.closed)
-            assert job.round is None or all(request in job.round.order for request in waiting)
+            now = job.round.later if job.round and job.round.closed else job.round.order if job.round else []
+            assert all(any(request is one for one in now) for request in waiting)
+            assert not job.carried, "within one turn only"
             for id_ in self.received:
                 assert id_ in self.judged or id_[0] != job.id or job.requests[id_[1:]] in waiting
 

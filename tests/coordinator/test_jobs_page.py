@@ -13,13 +13,14 @@ import pytest
 from edge_agent.tasks import Task
 from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
-from schemas.jobs import JobSpec, LocalSettings, ServerSettings, parse_job
+from schemas.jobs import AsyncSettings, JobSpec, LocalSettings, ServerSettings, parse_job
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "The job": JobSpec,
     "Local training": LocalSettings,
     "At the server": ServerSettings,
+    "Asynchronous jobs": AsyncSettings,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -99,13 +100,17 @@ def example(name: str) -> dict[str, Any]:
     return next(job for job in map(tomllib.loads, EXAMPLES) if job["name"] == name)
 
 
+def test_the_asynchronous_example_sets_every_field_of_its_table() -> None:
+    assert set(example("defects-3")["asynchronous"]) == names(AsyncSettings)
+
+
 def names(struct: type[msgspec.Struct]) -> set[str]:
     return {field.name for field in msgspec.structs.fields(struct)}
 
 
 def test_the_full_example_sets_every_field() -> None:
     document = example("defects-2")
-    assert set(document) == names(JobSpec)
+    assert set(document) == names(JobSpec) - {"asynchronous"}
     assert set(document["config"]) == names(VisionConfig)
     assert set(document["local"]) == names(LocalSettings)
     assert set(document["server"]) == names(ServerSettings)

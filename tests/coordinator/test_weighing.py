@@ -11,7 +11,7 @@ from coordinator.fold import Folder
 from coordinator.state import Request
 from coordinator.strategies import Weight, begun, server_optimiser, weigh
 from schemas.errors import JobRefused
-from schemas.jobs import LocalSettings, ServerSettings, parse_job
+from schemas.jobs import JobSpec, LocalSettings, ServerSettings, parse_job
 from tests.coordinator.stored_updates import Sender, layout_of, read
 from tests.standin import spec
 
@@ -23,38 +23,44 @@ def request(samples: int = 1, norm: float = 1.0, steps: int = 1) -> Request:
     return Request("d0", 1, 1, b"", norm=norm, samples=samples, steps=steps)
 
 
+def counts(answered: Request, server: ServerSettings, local: LocalSettings) -> Weight:
+    return weigh(answered, JobSpec(name="j", task="t", server=server, local=local))
+
+
 def round_of(server: ServerSettings, base: float, updates: list[tuple[float, Request]]) -> float:
     """The model of one parameter after a round in which each device changed it by so much."""
     folder, optimiser = Folder(layout_of(1)), server_optimiser(server)
     for delta, answered in updates:
         read(folder, Sender(1).stored(np.array([delta], np.float32), answered.samples), 1)
-        folder.add(weigh(answered, server, SGD))
+        folder.add(counts(answered, server, SGD))
     model = folder.finish(np.array([base], "<f4").tobytes(), optimiser, begun(optimiser, 1))
     return float(np.frombuffer(model, "<f4")[0])
 
 
 def test_without_a_rule_an_update_counts_its_samples() -> None:
-    assert weigh(request(7, norm=99.0, steps=5), ServerSettings(), SGD) == Weight(7)
+    assert counts(request(7, norm=99.0, steps=5), ServerSettings(), SGD) == Weight(7)
 
 
 def test_a_longer_change_is_scaled_down_and_a_shorter_one_left_alone() -> None:
     clipping = ServerSettings(clip_norm=2.0)
-    assert weigh(request(7, norm=8.0), clipping, SGD) == Weight(7, scale=0.25)
-    assert weigh(request(7, norm=2.0), clipping, SGD) == Weight(7)
+    assert counts(request(7, norm=8.0), clipping, SGD) == Weight(7, scale=0.25)
+    assert counts(request(7, norm=2.0), clipping, SGD) == Weight(7)
     told = round_of(clipping, 1.0, [(8.0, request(3, norm=8.0)), (-1.0, request(1))])
     assert told == pytest.approx(1.0 + (3 * 2.0 - 1.0) / 4)
 
 
 @given(steps=st.integers(1, 300), momentum=st.floats(0.0, 0.99))
 def test_the_effort_is_the_sum_of_what_each_gradient_counts(steps: int, momentum: float) -> None:
-    counts = [sum(momentum**later for later in range(steps - step)) for step in range(steps)]
-    effort = weigh(request(steps=steps), NOVA, LocalSettings(momentum=momentum)).effort
-    assert effort == pytest.approx(sum(counts), rel=1e-12)
+    pulls = [sum(momentum**later for later in range(steps - step)) for step in range(steps)]
+    effort = counts(request(steps=steps), NOVA, LocalSettings(momentum=momentum)).effort
+    assert effort == pytest.approx(sum(pulls), rel=1e-12)
 
 
 def test_with_a_momentum_that_forgets_nothing_the_effort_is_not_lost_to_rounding() -> None:
     for momentum in (1 - 1e-8, 1 - 2**-53):
-        told = [weigh(request(steps=steps), NOVA, LocalSettings(momentum=momentum)) for steps in (1, 3, 1000)]
+        told = [
+            counts(request(steps=steps), NOVA, LocalSettings(momentum=momentum)) for steps in (1, 3, 1000)
+        ]
         assert [weight.effort for weight in told] == pytest.approx([1, 6, 1000 * 1001 / 2], rel=1e-4)
 
 
@@ -102,7 +108,7 @@ def test_fednova_comes_to_the_optimum_where_fedavg_comes_to_another_point() -> N
 def test_fewer_steps_claimed_than_samples_take_make_no_clipped_change_count_more(claimed: int) -> None:
     """Both took 100 steps of one sample each; the second claims fewer, so that less divides its change."""
     bounded, local = ServerSettings(normalised=True, clip_norm=2.0), LocalSettings(batch_size=1)
-    honest, liar = (weigh(request(100, norm=2.0, steps=n), bounded, local) for n in (100, claimed))
+    honest, liar = (counts(request(100, norm=2.0, steps=n), bounded, local) for n in (100, claimed))
     assert liar.of_change == pytest.approx(honest.of_change)
 
 

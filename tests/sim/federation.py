@@ -73,6 +73,7 @@ class World:
     rounds = ROUNDS
     cohort = 3
     rule: ClassVar[dict[str, float]] = {"min_reports": 2, "over_selection": 1.3, "deadline_s": 120.0}
+    buffered: ClassVar[dict[str, object]] = {"concurrency": 4, "staleness_max": 2}  # of every fourth seed
     crash_chance = 0.004  # per operation of a disk
     power_cuts = 0.5
     faults_end_s = 1_500.0  # virtual; from then on everything must come to its end
@@ -215,6 +216,9 @@ class World:
         """What is trained."""
         fields: dict[str, Any] = {"rounds": self.rounds, "cohort": self.cohort} | self.rule
         fields["server"] = {"optimiser": ("fedadam", "fedavg")[self.seed % 2]}
+        if self.seed % 4 == 3:
+            fields["asynchronous"] = self.buffered
+            del fields["over_selection"]
         return spec(chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **fields)
 
 

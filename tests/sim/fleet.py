@@ -56,6 +56,7 @@ class Fleet(World):
     rounds = 6
     cohort = 17
     rule: ClassVar[dict[str, float]] = {"min_reports": 17, "over_selection": 1.1, "deadline_s": 480.0}
+    buffered: ClassVar[dict[str, object]] = {"concurrency": 19, "staleness_max": 3}
     crash_chance = 0.0003
     failure_chance = 0.0003
     faults_end_s = 6_000.0
