@@ -127,14 +127,14 @@ def test_times_are_compared(tmp_path: Path) -> None:
     plan = asynchronous.Plan(devices=DEVICES, updates=8, alphas=[0.5], seeds=[0], tuned_on=[100])
     sides: dict[str, list[dict[str, Any]]] = {
         "patient": [{"cohort": 4}],
-        "hasty": [{"cohort": 4, "over_selection": 1.5}],
+        "hasty": [{"cohort": 2, "asynchronous": {"concurrency": 4}}],
     }
     result = asynchronous.measure(plan, sides, each)
     plots.asynchronous(result, tmp_path / "asynchronous.png")
     assert [row["delay"] for row in result["rows"]] == list(MODELS)
     for row in result["rows"]:
         assert row["hasty"]["folded"] == [8]
-        assert row["patient"]["rejected"] == [0]
+        assert row["hasty"]["units"][0][-1] < row["patient"]["units"][0][-1]
         assert ("slow_over_first" in row) == (row["delay"] != "half-normal")
 
 

@@ -96,7 +96,7 @@ def accuracies(asked: JobSpec, fleet: Fleet) -> Iterator[float]:
             np.copyto(folder.opened, change)
             request = Request(name, round_, round_, b"", samples=samples, steps=steps)
             request.norm = float(np.sqrt(np.sum(change.astype(np.float64) ** 2)))
-            folder.add(weigh(request, asked.server, asked.local))
+            folder.add(weigh(request, asked))
         model = folder.finish(model, optimiser, moments)
         if folder.overflowed:
             return
