@@ -137,6 +137,12 @@ def _asynchronous(result: Result) -> Iterator[Bound]:
                 yield Bound(f"{cell}: slow devices' accuracy lost", -row[what]["mean"], 0.02)
 
 
+def _fashion(result: Result) -> Iterator[Bound]:
+    rounds = result["plan"]["rounds"]
+    for seed, best in zip(result["plan"]["seeds"], result["best"], strict=True):
+        yield Bound(f"seed {seed}: accuracy within {rounds} rounds", best, 0.895, least=True)
+
+
 _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "rounds": _rounds,
     "idle": _idle,
@@ -151,6 +157,7 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "strategies": _strategies,
     "nova": _nova,
     "asynchronous": _asynchronous,
+    "fashion": _fashion,
 }
 
 

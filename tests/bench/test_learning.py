@@ -12,8 +12,19 @@ from msgspec.structs import replace
 
 from schemas.jobs import LocalSettings
 from tests.bench import bounds
-from tests.bench.learning import asynchronous, digits, direct, nova, plots, simulated, stats, strategies
+from tests.bench.learning import (
+    asynchronous,
+    digits,
+    direct,
+    fashion,
+    nova,
+    plots,
+    simulated,
+    stats,
+    strategies,
+)
 from tests.bench.learning.delays import MODELS
+from tests.brokers import require
 
 DEVICES = 6
 JOB = {"rounds": 3, "cohort": 4, "min_reports": 4, "over_selection": 1.5, "deadline_s": 1e6}
@@ -116,12 +127,23 @@ def test_times_are_compared(tmp_path: Path) -> None:
     plan = asynchronous.Plan(devices=DEVICES, updates=8, alphas=[0.5], seeds=[0], tuned_on=[100])
     sides: dict[str, list[dict[str, Any]]] = {
         "patient": [{"cohort": 4}],
-        "hasty": [{"cohort": 4, "over_selection": 1.5}],
+        "hasty": [{"cohort": 2, "asynchronous": {"concurrency": 4}}],
     }
     result = asynchronous.measure(plan, sides, each)
     plots.asynchronous(result, tmp_path / "asynchronous.png")
     assert [row["delay"] for row in result["rows"]] == list(MODELS)
     for row in result["rows"]:
         assert row["hasty"]["folded"] == [8]
-        assert row["patient"]["rejected"] == [0]
+        assert row["hasty"]["units"][0][-1] < row["patient"]["units"][0][-1]
         assert ("slow_over_first" in row) == (row["delay"] != "half-normal")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # loads PyTorch, and all the images
+def test_fashion_is_learned_by_the_task_that_ships(tmp_path: Path) -> None:
+    require("dataset-fashion-mnist")
+    result = fashion.measure(fashion.Plan(devices=3, rounds=1, seeds=[0], samples=600))
+    plots.fashion(result, tmp_path / "fashion.png")
+    assert [len(curve) for curve in (*result["federated"], result["centralised"])] == [2, 2]
+    assert result["centralised"][-1] > 0.3
+    assert len(list(bounds.of("fashion", result))) == 1

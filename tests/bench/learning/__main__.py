@@ -6,12 +6,13 @@ import sys
 from typing import Final
 
 from tests.bench import run
-from tests.bench.learning import asynchronous, nova, plots, strategies
+from tests.bench.learning import asynchronous, fashion, nova, plots, strategies
 
 BENCHES: Final[run.Benches] = {
     "strategies": (strategies.measure, plots.strategies),
     "nova": (nova.measure, plots.nova),
     "asynchronous": (asynchronous.measure, plots.asynchronous),
+    "fashion": (fashion.measure, plots.fashion),
 }
 
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from schemas.jobs import JobSpec
 from tests.bench.learning import digits, direct, simulated, stats
 from tests.bench.learning.delays import MODELS
 from tests.bench.learning.digits import Samples, Split
@@ -29,15 +28,14 @@ SYNCHRONOUS: Final[list[Fields]] = [
 ASYNCHRONOUS: Final[list[Fields]] = [
     {
         "cohort": 10,
-        "asynchronous": {"concurrency": CONCURRENCY, "weighting": weighting},
+        "asynchronous": {"concurrency": CONCURRENCY, "weighting": weighting, "staleness_max": staleness_max},
         "server": {"learning_rate": rate},
     }
-    for weighting in ("constant", "polynomial", "delay-adaptive")
-    for rate in (0.5, 1.0)
+    for weighting in ("polynomial", "delay-adaptive")
+    for staleness_max in (20, 400)
+    for rate in (1.0, 1.5)
 ]
-SIDES: Final = {"synchronous": SYNCHRONOUS} | (
-    {"asynchronous": ASYNCHRONOUS} if "asynchronous" in JobSpec.__struct_fields__ else {}
-)
+SIDES: Final = {"synchronous": SYNCHRONOUS, "asynchronous": ASYNCHRONOUS}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,21 @@ def asynchronous(result: Result, path: Path) -> None:
     plot._save(figure, path)
 
 
+def fashion(result: Result, path: Path) -> None:
+    """Accuracy of each seed by round, beside the training in one place."""
+    figure, axes = plt.subplots(figsize=(7, 3.8))
+    for seed, curve in zip(result["plan"]["seeds"], result["federated"], strict=True):
+        axes.plot(range(len(curve)), curve, color="C0", lw=1, label=f"seed {seed}: {curve[-1]:.3f}")
+    curve = result["centralised"]
+    axes.plot(range(len(curve)), curve, color="C1", lw=1, label=f"all data in one place: {curve[-1]:.3f}")
+    axes.axhline(0.895, color="tab:red", linestyle="--", label="bound: 0.895")
+    devices, alpha = result["plan"]["devices"], result["plan"]["alpha"]
+    axes.set(xlabel="round, of two epochs", ylabel="accuracy, test set", ylim=(0.7, 1))
+    axes.set(title=f"Fashion-MNIST, CNN, {devices} devices, Dirichlet({alpha:g})")
+    axes.legend(loc="lower right")
+    plot._save(figure, path)
+
+
 def band(axes: Any, curves: list[list[float]], colour: str, name: str) -> None:
     """Mean of the seeds' curves, and their range."""
     shown = np.array([each[: min(map(len, curves))] for each in curves])
