@@ -50,7 +50,8 @@ DEVICES = 5
 ROUNDS = 4
 PATIENCE_S = 40_000.0
 DATA = "/data.npz"
-OUTBOX = Path("/agent") / DIR
+AGENT = Path("/agent")
+OUTBOX = AGENT / DIR
 
 
 @dataclass
@@ -100,6 +101,7 @@ class World:
         self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(self.size)}
         self.receipted: dict[str, set[tuple[str, int]]] = {name: set() for name in self.devices}
         self.serving: Coordinator | None = None
+        self.tokens: dict[str, Token] = {}  # if there are any, the devices are members already
 
     def _device_machine(self, seed: int, index: int) -> SimMachine:
         draw = random.Random(f"{seed}:{index}")
@@ -157,7 +159,6 @@ class World:
             self.serving = None
 
     def device_program(self, name: str, token: Token) -> Callable[[], Coroutine[None, None, None]]:
-        machine, directory = self.devices[name], Path("/agent")
         config = Config(
             policy=Policy(tasks=[TASK]),
             data={TASK: DATA},
@@ -166,14 +167,17 @@ class World:
         )
 
         async def program() -> None:
-            ports = machine.ports
-            identity = prepare(ports, directory, token)
-            if not identity.active:
-                topic = identity.down_topic
-                identity = await enrol(ports, directory, identity, self.bus(name, topic))
-            await self.member(name, directory, config)
+            await self.enrol(name, token)
+            await self.member(name, AGENT, config)
 
         return program
+
+    async def enrol(self, name: str, token: Token) -> None:
+        """Have a device join, unless it did."""
+        ports = self.devices[name].ports
+        identity = prepare(ports, AGENT, token)
+        if not identity.active:
+            await enrol(ports, AGENT, identity, self.bus(name, identity.down_topic))
 
     async def member(self, name: str, directory: Path, config: Config) -> None:
         """What an enrolled device does."""
@@ -222,15 +226,19 @@ class World:
         return spec(chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **fields)
 
 
+async def invite(world: World) -> dict[str, Token]:
+    """A token for each device."""
+    return {name: token_from_text(await _command(world, "invite", device=name)) for name in world.devices}
+
+
 async def _play(world: World) -> Outcome:
     loop = asyncio.get_running_loop()
-    init(world.center.ports, world.home, CoordinatorConfig(broker="memory:sim"))
+    if not world.tokens:
+        init(world.center.ports, world.home, CoordinatorConfig(broker="memory:sim"))
     parties = [world.party(COORDINATOR, world.serve)]
     async with asyncio.TaskGroup() as tasks:
         lives = [tasks.create_task(parties[0].live(), name="coordinator")]
-        tokens = {
-            name: token_from_text(await _command(world, "invite", device=name)) for name in world.devices
-        }
+        tokens = world.tokens or await invite(world)
         for name, token in tokens.items():
             parties.append(world.party(name, world.device_program(name, token)))
             lives.append(tasks.create_task(parties[-1].live(), name=name))
@@ -281,8 +289,8 @@ def _settled(world: World) -> bool:
 
 
 def _waits(machine: SimMachine) -> bool:
-    ledger = read_ledger(machine.files, Path("/agent"))
-    shelf = Shelf(machine.files, machine.clock, Path("/agent"))
+    ledger = read_ledger(machine.files, AGENT)
+    shelf = Shelf(machine.files, machine.clock, AGENT)
     held = (RequestState.ACCEPTED, RequestState.MADE)
     return any(record.state in held for record in ledger.requests) or not all(
         shelf.has_last(name) for name, job in ledger.jobs.items() if job.wanted
