@@ -11,11 +11,11 @@ from pathlib import Path
 
 from broker.bodies import Bodies
 from broker.ports import Ports
-from broker.worker import WorkerFailed, WorkerLink
 from coordinator.blockwise import Blockwise, Stored, leanings
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare
 from coordinator.facts import Leaning
 from coordinator.fold import Expected, Folder, Unfit
+from coordinator.initial import make_initial
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
@@ -24,9 +24,7 @@ from coordinator.negotiation import wanted_encoding
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
 from coordinator.strategies import Moments, Weight, aggregation, begun, server_optimiser, weigh
-from schemas.errors import LayoutMismatch
 from schemas.ids import key_id
-from schemas.work import Made, Make, Problem
 
 Work = Fold | Commit | Prepare | MakeInitial
 
@@ -231,39 +229,9 @@ class Works:
 
     async def _make(self, order: MakeInitial) -> None:
         job = self._job(order.job)
-        draft = self._directory / "work" / f"{job.id}.initial"
-        await self._ports.offload.run(self._ports.files.make_dir, draft.parent)
-        make = Make(
-            task=job.spec.task,
-            config=job.spec.config,
-            seed=job.spec.seed,
-            job=job.id,
-            parameters=job.parameters,
-            personal=job.spec.personal,
-            controlled=bool(job.spec.scaffold),
-            out=str(draft),
-        )
-        try:
-            async with WorkerLink(self._ports, stderr=draft.with_suffix(".log")) as worker:
-                made = await worker.call(make)
-        except WorkerFailed as error:
-            made = Problem(code=error.code, text=str(error))
-        if not isinstance(made, Made):
-            self._ledger.submit(WorkFailed(job=job.id, text=f"no initial model: {made.text}"))
-            return
-        try:
-            await self._ports.offload.run(self._store.put_layout, made.layout)
-        except LayoutMismatch as error:
-            self._ledger.submit(WorkFailed(job=job.id, text=f"no initial model: {error}"))
-            return
-        data = await self._ports.offload.run(self._ports.files.read, draft)
-        model = await self._ports.offload.run(self._store.put_model, job.id, [data])
-        self._ports.files.remove(draft)
+        made = await make_initial(job, self._ports, self._store, self._directory / "work")
         if job.state is JobState.PREPARING:
-            layout = made.layout.digest()
-            self._ledger.submit(
-                Committed(job=job.id, version=0, round=0, model=model, layout=layout, samples=0)
-            )
+            self._ledger.submit(made)
 
 
 def _counts_now(job: Job, request: Request) -> bool:

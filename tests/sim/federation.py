@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from broker.bus import Bus, Credentials
 from broker.faults import FaultPlan, Faults, FaultyBus
 from broker.memory import MemoryBroker, MemoryBus
-from broker.ports import Ports
+from broker.ports import Ports, write_atomic
 from coordinator.app import Coordinator
 from coordinator.broker_admin.access import ListedAccess, UnmanagedUsers
 from coordinator.config import Config as CoordinatorConfig
@@ -86,14 +86,12 @@ class World:
         self.seed = seed
         self.rng = random.Random(seed)
         self.count = self.rng.choice((50, 80_000))  # inline, or five chunks
-        self.broker = MemoryBroker()
-        self.home = Path("/fedbus")
+        self.broker, self.home = MemoryBroker(), Path("/fedbus")
         self.plan = FaultPlan(
             Faults(drop=0.08, duplicate=0.08, hold=0.1, hold_s_max=5.0),
             Faults(drop=0.04, duplicate=0.04, hold=0.05, hold_s_max=2.0),
         )
-        self.calm = FaultPlan()
-        self.quiet = False
+        self.calm, self.quiet = FaultPlan(), False
         self.device_chunk_bytes = CHUNK_BYTES_MAX
         spawn = SimSpawn(lambda argv, env: SimProcess(self.makes()))
         offload = self.offload(random.Random(f"{seed}:offload"))
@@ -109,11 +107,7 @@ class World:
         offload = self.offload(draw)
         machine = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed * 1_000 + index + 1))
         machine.files.watch = partial(self._watch, f"d{index}")
-        data = machine.files.open(Path(DATA), create=True)
-        data.append(b"data")
-        data.sync()
-        data.close()
-        machine.files.sync_dir(Path("/"))
+        write_atomic(machine.files, Path(DATA), b"data")
         return machine
 
     def offload(self, rng: random.Random) -> SimOffload:
@@ -197,8 +191,8 @@ class World:
     def party(self, name: str, program: Callable[[], Coroutine[None, None, None]]) -> Party:
         """One who may die."""
         machine = self.center if name == COORDINATOR else self.devices[name]
-        rng = random.Random(f"{self.seed}:{name}")
-        return Party(name, machine, program, rng, self.crash_chance, self.power_cuts)
+        draw = random.Random(f"{self.seed}:{name}")
+        return Party(name, machine, program, draw, self.crash_chance, self.power_cuts)
 
     def calm_down(self, parties: Sequence[Party]) -> None:
         """The faults end, with the death of everybody."""
