@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, select
 
 from coordinator.facts import VersionEvaluated
+from coordinator.spread import NO_SCORES
 from schemas.jobs import CENTRAL
 
 evaluations: Final = Table(
@@ -39,5 +40,9 @@ def central(tables: Connection, job: str) -> list[dict[str, Any]]:
     of_job = evaluations.c.job == job, evaluations.c.source == CENTRAL
     found = tables.execute(select(evaluations).where(*of_job).order_by(evaluations.c.version))
     return [
-        {"version": one.version, "metrics": json.loads(one.metrics), "problem": one.problem} for one in found
+        {"version": one.version, "metrics": _scores(one.metrics), "problem": one.problem} for one in found
     ]
+
+
+def _scores(metrics: str) -> dict[str, float]:
+    return {name: value for name, value in json.loads(metrics).items() if name not in NO_SCORES}

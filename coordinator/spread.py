@@ -19,6 +19,8 @@ OWN_SAMPLES: Final = "samples"
 """With this metric a device says on how many samples it measured; without, its update's count."""
 OWN_SAMPLES_MAX: Final = 10
 """They count up to so many times the update's: tasks hold out nine of ten parts at most."""
+NO_SCORES: Final = frozenset({OWN_SAMPLES, "held_out"})
+"""Of what was measured, not how well it went."""
 TENTH: Final = 0.1
 
 
@@ -45,7 +47,7 @@ class Spread:
 
 def spreads(told: Sequence[Told]) -> dict[str, Spread]:
     """Every metric that was told, by name."""
-    names = sorted({name for one in told for name in one.metrics} - {OWN_SAMPLES})
+    names = sorted({name for one in told for name in one.metrics} - NO_SCORES)
     found = {name: spread(told, name) for name in names}
     return {name: one for name, one in found.items() if one is not None}
 

@@ -28,6 +28,7 @@ from coordinator.replay import replay
 from coordinator.state import JobState
 from coordinator.store import Store
 from coordinator.verify import verify
+from edge_agent.worker import Worker
 from schemas import events as e
 from schemas import work
 from tests.coordinator.pruning import COUNT, HOME, recorded
@@ -58,6 +59,14 @@ class Workers:
             return answer(data)
 
         return watched
+
+
+class Quiet:
+    """A parent that stays."""
+
+    def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
+        del timeout
+        return []
 
 
 @asynccontextmanager
@@ -92,6 +101,11 @@ def central(home: Path) -> list[VersionEvaluated]:
     return [fact for fact in found if fact.source == "central"]
 
 
+async def measured(fed: Federation, version: int) -> None:
+    """Wait until the log holds durably what a version scores."""
+    await fed.until(lambda: any(one.version == version for one in central(fed.directory)))
+
+
 def check(home: Path, fed: Federation) -> None:
     assert replay(system_ports(), home)["equal"]
     assert verify(system_ports().files, home, fed.identity.federation).damage == []
@@ -101,7 +115,7 @@ async def test_the_last_version_is_evaluated_and_is_the_best_if_it_is(tmp_path: 
     home = tmp_path / "c"
     async with running(home, Workers()) as (fed, device, _):
         await train(fed, device, 2, dataset=PATH, metric="loss", mode="max")
-        await fed.until(lambda: bool(fed.job("job").progress.tried == 2))
+        await measured(fed, 2)
         progress = fed.job("job").progress
         assert (progress.best, progress.best_score) == (2, 4.0)
     assert central(home)[-1].metrics == {"loss": 4.0}
@@ -114,7 +128,7 @@ def test_the_best_version_is_shown_and_exported(tmp_path: Path, capsys: Capsys) 
     async def play() -> None:
         async with running(home, Workers()) as (fed, device, _):
             await train(fed, device, 2, dataset=PATH, metric="loss", alarm_factor=1.5)
-            await fed.until(lambda: bool(fed.job("job").progress.tried == 2))
+            await measured(fed, 2)
 
     asyncio.run(play())
     capsys.readouterr()
@@ -157,7 +171,7 @@ async def test_an_evaluation_that_hangs_holds_nothing_up_and_is_done_after_a_res
         assert len(workers.asked) == 1, "one at a time"
         workers.stuck = False
         await fed.restart(tasks)
-        await fed.until(lambda: bool(fed.job("job").progress.tried == 3))
+        await measured(fed, 3)
         await fed.restart(tasks)
         await fed.until(lambda: fed.coordinator.ledger.journal.count > 0)
     assert [fact.version for fact in central(home)] == [3], "those before it were passed over"
@@ -168,7 +182,7 @@ async def test_a_data_set_that_is_missing_is_told_and_the_job_goes_on(tmp_path: 
     home = tmp_path / "c"
     async with running(home, Workers()) as (fed, device, _):
         await train(fed, device, 1, dataset="/missing.npz")
-        await fed.until(lambda: bool(fed.job("job").progress.tried == 1))
+        await measured(fed, 1)
         job = fed.job("job")
         assert (job.state, job.progress.problem) == (JobState.FINISHED, "/missing.npz: no such file")
         view = await fed.command("job", job="job")
@@ -196,7 +210,7 @@ async def home_with_alarm(home: Path) -> Federation:
     """A job whose loss grows far beyond its least, at the coordinator."""
     async with running(home, Workers()) as (fed, device, _):
         await train(fed, device, 3, dataset=PATH, metric="accuracy", by="federated", alarm_rises=1)
-        await fed.until(lambda: bool(fed.job("job").progress.tried == 3))
+        await measured(fed, 3)
     return fed
 
 
@@ -228,3 +242,24 @@ async def test_an_alarm_is_shown_by_status_while_the_job_runs(tmp_path: Path) ->
         assert {"job": "job", "by": "central"}.items() <= found[-1].items()
         await fed.command("cancel", job="job")
         assert (await fed.command("status"))["alarms"] == []
+
+
+async def test_a_real_worker_measures_a_version_on_all_of_the_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "pumps.csv"
+    path.write_text("heat,state\n" + "1,0\n2,1\n" * 10)
+
+    def make(ports: Ports, count: int) -> Answer:
+        worker = Worker(ports, Quiet())
+        return lambda data: work.encode(worker.carry_out(work.decode_order(data[work.FRAME.size :])))
+
+    async with federation(tmp_path / "c", system_ports(), make=make) as fed:
+        await fed.device("d")  # by then it serves
+        config = {"columns": ["heat"], "label": "state", "classes": 2, "hidden": []}
+        job = {"name": "job", "task": "tabular", "config": config, "evaluation": {"dataset": str(path)}}
+        await fed.command("submit", spec=job)
+        await measured(fed, 0)
+        assert fed.job("job").progress.problem == ""
+        assert fed.job("job").progress.best == 0
+    (found,) = central(tmp_path / "c")
+    assert found.metrics["samples"] == 20
+    assert {"accuracy", "loss"} <= found.metrics.keys()
