@@ -45,7 +45,8 @@ def of_devices(job: Job) -> f.VersionEvaluated | None:
     settings = job.spec.evaluation
     if settings is None or job.round is None:
         return None
-    folded = [request for request in job.round.order if request.state is RequestState.FOLDED]
+    # In an asynchronous job the others measured an older version.
+    folded = [one for one in job.round.order if one.state is RequestState.FOLDED and not one.staleness]
     if not folded:
         return None
     told = [Told(request.evaluation, request.samples) for request in folded]
