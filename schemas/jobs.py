@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Literal
+from importlib.metadata import entry_points
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -18,6 +19,9 @@ Scalar = str | int | float | bool | None
 TaskConfig = dict[str, Scalar | list[str | int | float]]
 
 JOB_RUNNING: Final = "running"  # the state of a job that has not ended, as devices are told it
+
+BUILT_IN: Final = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+STRATEGIES: Final = "fedbus.strategies"  # entry points of other packages' server optimisers
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 ChunkBytes = Annotated[int, msgspec.Meta(ge=CHUNK_BYTES_CHOSEN_MIN, le=CHUNK_BYTES_MAX)]
@@ -78,11 +82,12 @@ class LocalPlan(LocalSettings, frozen=True, kw_only=True):
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a round's mean change moves the model (``coordinator.strategies`` has the formulas).
 
-    Without ``learning_rate`` it is 1 for ``fedavg`` and ``fedavgm``, and 0.1 for the adaptive ones. A change
-    longer than ``clip_norm`` is scaled down to it. ``normalised``: by local steps, as FedNova does.
+    ``optimiser`` is one of `optimisers`. Without ``learning_rate`` it is 1 for ``fedavg`` and ``fedavgm``,
+    and 0.1 for the others. A change longer than ``clip_norm`` is scaled down to it. ``normalised``: by local
+    steps, as FedNova does.
     """
 
-    optimiser: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = "fedavg"
+    optimiser: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "fedavg"
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e4)] | None = None
     beta_1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     beta_2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99
@@ -176,6 +181,11 @@ def parse_job(document: object) -> JobSpec:
     return checked_job(spec)
 
 
+def optimisers() -> list[str]:
+    """Names of the server optimisers that there are here: fedbus' own, then those that were installed."""
+    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=STRATEGIES)} - {*BUILT_IN})]
+
+
 def checked_job(spec: JobSpec) -> JobSpec:
     """``spec`` if its fields fit together; `JobRefused` otherwise."""
     try:
@@ -188,6 +198,11 @@ def checked_job(spec: JobSpec) -> JobSpec:
         raise JobRefused(
             f"job {spec.name}: cohort {spec.cohort} times over_selection {spec.over_selection:g} is more "
             f"than {COHORT_MAX} devices in a round; lower one of them"
+        )
+    if spec.server.optimiser not in BUILT_IN and spec.server.optimiser not in (known := optimisers()):
+        raise JobRefused(
+            f"job {spec.name}: server.optimiser {spec.server.optimiser!r} is none of {', '.join(known)}; "
+            f"install the package that has it as an entry point of group {STRATEGIES!r}"
         )
     clip = spec.server.clip_norm
     if clip is not None and clip > spec.update_norm_max:
