@@ -20,6 +20,7 @@ from coordinator.inputs import AnyInput, Cancel, Invite, Release, Revoke, Submit
 from coordinator.intake import Intake
 from coordinator.keystore import Identity
 from coordinator.ledger import Ledger
+from coordinator.strategies import NoSuchOptimiser, server_optimiser
 from coordinator.tap.place import Credentials, encode_credentials
 from coordinator.turn import CommandRefused
 from schemas.enrolment import TOKEN_ID_BYTES, TOKEN_VERSION, TOKEN_VERSION_CA, Token, token_to_text
@@ -196,7 +197,8 @@ class Commands:
             document = {"chunk_bytes": RABBITMQ_CHUNK_BYTES} | document
         try:
             spec = parse_job(document)
-        except JobRefused as error:
+            server_optimiser(spec.server)
+        except (JobRefused, NoSuchOptimiser) as error:
             raise CommandFailed(str(error)) from error
         if parameters and not self._ports.files.exists(Path(parameters)):
             raise CommandFailed(f"job {spec.name}: there is no file {parameters} with initial parameters")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.metadata import entry_points
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -14,8 +15,15 @@ from schemas.limits import COHORT_MAX
 if TYPE_CHECKING:
     from schemas.jobs import EvaluationSettings, JobSpec
 
+BUILT_IN: Final = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+STRATEGIES: Final = "fedbus.strategies"  # entry points of other packages' server optimisers
 KRUM_MAX: Final = 1_000  # devices in a round of multi_krum: it compares each with each
 TASK_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def optimisers() -> list[str]:
+    """Names of the server optimisers that there are here: fedbus' own, then those that were installed."""
+    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=STRATEGIES)} - {*BUILT_IN})]
 
 
 def checked_job(spec: JobSpec) -> JobSpec:
@@ -30,6 +38,11 @@ def checked_job(spec: JobSpec) -> JobSpec:
         raise JobRefused(
             f"job {spec.name}: cohort {spec.cohort} times over_selection {spec.over_selection:g} is more "
             f"than {COHORT_MAX} devices in a round; lower one of them"
+        )
+    if spec.server.optimiser not in BUILT_IN and spec.server.optimiser not in (known := optimisers()):
+        raise JobRefused(
+            f"job {spec.name}: server.optimiser {spec.server.optimiser!r} is none of {', '.join(known)}; "
+            f"install the package that has it as an entry point of group {STRATEGIES!r}"
         )
     clip = spec.server.clip_norm
     if clip is not None and clip > spec.update_norm_max:

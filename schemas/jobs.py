@@ -24,6 +24,7 @@ JOB_RUNNING: Final = "running"  # the state of a job that has not ended, as devi
 
 TRIM_SLACK: Final = 1e-9  # so that 0.1 of 30 are 3, whatever their product is rounded to
 
+
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 ChunkBytes = Annotated[int, msgspec.Meta(ge=CHUNK_BYTES_CHOSEN_MIN, le=CHUNK_BYTES_MAX)]
 
@@ -83,15 +84,15 @@ class LocalPlan(LocalSettings, frozen=True, kw_only=True):
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a round's mean change moves the model (``coordinator.strategies`` has the formulas).
 
-    Without ``learning_rate`` it is 1 for ``fedavg`` and ``fedavgm``, and 0.1 for the adaptive ones. A change
-    longer than ``clip_norm`` is scaled down to it; with ``clip_quantile``, after the first round, one longer
-    than so many of the last round's were. ``clip_centre``: lengths count from the last round's Δ, not from no
-    change. ``normalised``: by local steps, as FedNova does. ``aggregation`` names what stands for the mean;
-    of n changes ``trim`` · n are left out at each end of a coordinate, or ``byzantine`` of them are taken for
-    an attacker's.
+    ``optimiser`` is one of `job_checks.optimisers`. Without ``learning_rate`` it is 1 for ``fedavg`` and
+    ``fedavgm``, and 0.1 for the others. A change longer than ``clip_norm`` is scaled down to it; with
+    ``clip_quantile``, after the first round, one longer than so many of the last round's were; with
+    ``clip_centre`` lengths count from the last round's Δ, not from no change. ``normalised``: by local
+    steps, as FedNova does. ``aggregation`` names what stands for the mean; of n changes ``trim`` · n are left
+    out at each end of a coordinate, or ``byzantine`` of them are taken for an attacker's.
     """
 
-    optimiser: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = "fedavg"
+    optimiser: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "fedavg"
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e4)] | None = None
     beta_1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     beta_2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.99

@@ -17,6 +17,7 @@ from coordinator.keystore import KeysMissing
 from coordinator.onto import OntoRefused
 from coordinator.rekey import ExportRefused
 from coordinator.store import Altered
+from coordinator.strategies import NoSuchOptimiser
 from schemas.errors import WireError
 
 EXPECTED: Final = (
@@ -31,6 +32,7 @@ EXPECTED: Final = (
     JournalError,
     KeysMissing,
     LockHeld,
+    NoSuchOptimiser,
     NoSuchVersion,
     NotServing,
     OntoRefused,

@@ -12,6 +12,7 @@ from typing import Final
 
 from coordinator.strategies.fedavg import FedAvg, FedAvgM
 from coordinator.strategies.fedopt import FedAdagrad, FedAdam, FedYogi
+from coordinator.strategies.installed import NoSuchOptimiser, find
 from coordinator.strategies.optimiser import Moments, Remembering, ServerOptimiser, begun, digest_of
 from coordinator.strategies.robust import Aggregation, Told, Updates, aggregation
 from coordinator.strategies.weighing import Weight, radius_after, weigh
@@ -20,6 +21,7 @@ from schemas.jobs import ServerSettings
 __all__ = [
     "Aggregation",
     "Moments",
+    "NoSuchOptimiser",
     "ServerOptimiser",
     "Told",
     "Updates",
@@ -43,6 +45,10 @@ _MADE_BY: Final[dict[str, Callable[[ServerSettings], ServerOptimiser]]] = {
 
 def server_optimiser(settings: ServerSettings, version: int = 1) -> ServerOptimiser:
     """The one that a job names, as it makes ``version``: its learning rate may have a schedule. What it keeps
-    ends with the last Δ where changes are clipped around it."""
-    optimiser = _MADE_BY[settings.optimiser](settings.of_version(version))
+    ends with the last Δ where changes are clipped around it.
+
+    Raises `NoSuchOptimiser` where it is one of another package that is not here.
+    """
+    made_by = _MADE_BY.get(settings.optimiser) or find(settings.optimiser)
+    optimiser = made_by(settings.of_version(version))
     return Remembering(optimiser) if settings.clip_centre else optimiser

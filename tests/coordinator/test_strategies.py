@@ -107,7 +107,8 @@ def test_the_rate_that_holds_without_one_is_the_optimisers() -> None:
 @pytest.mark.parametrize(
     ("server", "told"),
     [
-        ({"optimiser": "adam"}, "`$.server.optimiser`"),
+        ({"optimiser": "adam"}, "server.optimiser 'adam' is none of fedavg, fedavgm, fedadagrad"),
+        ({"optimiser": ""}, "`$.server.optimiser`"),
         ({"tau": 0.0}, "`$.server.tau`"),
         ({"beta": 0.9}, "`beta`"),
     ],
