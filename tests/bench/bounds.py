@@ -102,6 +102,10 @@ def _replay(result: Result) -> Iterator[Bound]:
             yield Bound(f"{size}: live run's folding alone / replay", row["ratio_to_fold"], 1, least=True)
 
 
+def _attacks(result: Result) -> Iterator[Bound]:
+    yield Bound("points lost to the worst attack, alpha 0.5", result["lost"]["0.5"]["points"], 4)
+
+
 _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "rounds": _rounds,
     "idle": _idle,
@@ -111,6 +115,7 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "throughput": _throughput,
     "uploading": _uploading,
     "tls": _tls,
+    "attacks": _attacks,
     "blame": _blame,
     "replay": _replay,
 }

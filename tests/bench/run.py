@@ -14,6 +14,7 @@ from typing import Any
 from coordinator.commands import RABBITMQ_CHUNK_BYTES
 from schemas.limits import MIB
 from tests.bench import (
+    attacks,
     blame,
     bounds,
     brokers,
@@ -22,6 +23,7 @@ from tests.bench import (
     journal,
     many,
     plot,
+    plot_attacks,
     plot_blame,
     plot_replay,
     replay,
@@ -49,6 +51,7 @@ BENCHES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any],
     "waiting": (lambda: _rows(many.waiting, ON_BROKERS), plot.waiting),
     "uploading": (lambda: _rows(many.uploading, ON_BROKERS), plot.uploading),
     "tls": (tls.measure, plot.tls),
+    "attacks": (attacks.measure, plot_attacks.attacks),
     "blame": (blame.measure, plot_blame.blame),
     "replay": (lambda: _rows(replay.measure, replay.SIZES), plot_replay.replay),
 }
