@@ -143,6 +143,10 @@ def _fashion(result: Result) -> Iterator[Bound]:
         yield Bound(f"seed {seed}: accuracy within {rounds} rounds", best, 0.895, least=True)
 
 
+def _attacks(result: Result) -> Iterator[Bound]:
+    yield Bound("points lost to the worst attack, alpha 0.5", result["lost"]["0.5"]["points"], 4)
+
+
 _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "rounds": _rounds,
     "idle": _idle,
@@ -152,6 +156,7 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "throughput": _throughput,
     "uploading": _uploading,
     "tls": _tls,
+    "attacks": _attacks,
     "blame": _blame,
     "replay": _replay,
     "strategies": _strategies,

@@ -14,6 +14,7 @@ from typing import Any
 from coordinator.commands import RABBITMQ_CHUNK_BYTES
 from schemas.limits import MIB
 from tests.bench import (
+    attacks,
     blame,
     bounds,
     brokers,
@@ -23,6 +24,7 @@ from tests.bench import (
     journal,
     many,
     plot,
+    plot_attacks,
     plot_blame,
     plot_compression,
     plot_replay,
@@ -53,6 +55,7 @@ BENCHES: Benches = {
     "uploading": (lambda: _rows(many.uploading, ON_BROKERS), plot.uploading),
     "tls": (tls.measure, plot.tls),
     "compression": (compression.measure, plot_compression.compression),
+    "attacks": (attacks.measure, plot_attacks.attacks),
     "blame": (blame.measure, plot_blame.blame),
     "replay": (lambda: _rows(replay.measure, replay.SIZES), plot_replay.replay),
 }
