@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from coordinator.state import Request
 from coordinator.strategies import aggregation, begun, radius_after, server_optimiser, weigh
-from schemas.jobs import LocalSettings, ServerSettings
+from schemas.jobs import JobSpec, ServerSettings
 from tests.bench.attackers import ATTACKS, Attackers
 from tests.bench.learners import COUNT, DEVICES, accuracy, first_model, split, train
 
 ROUNDS, COHORT, HOSTILE = 100, 20, 10
 SEEDS: Final = {0.5: range(5), 0.1: range(2)}  # by alpha
 LAST: Final = 10  # rounds whose accuracies are averaged: what one of them has is chance
-LOCAL: Final = LocalSettings()
 CENTRED: Final = ServerSettings(
     clip_norm=2.0, clip_quantile=0.3, clip_centre=True, optimiser="fedavgm", learning_rate=0.1
 )
@@ -60,6 +59,7 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
+        self._spec = JobSpec(name="attacked", task="digits", server=settings)
         self._optimiser = server_optimiser(settings)
         self._moments = begun(self._optimiser, COUNT)
         self._radius = 0.0
@@ -73,7 +73,7 @@ class Server:
             Request("", 1, 1, b"", norm=norm, distance=way, samples=count, steps=1)
             for norm, way, count in zip(norms, ways, samples, strict=True)
         ]
-        weights = [weigh(request, self._settings, LOCAL, self._radius) for request in requests]
+        weights = [weigh(request, self._spec, self._radius) for request in requests]
         scales = np.array([weight.scale for weight in weights])
         if rule := aggregation(self._settings):
             delta = np.empty(COUNT)
@@ -81,7 +81,7 @@ class Server:
         else:
             shares = np.array(samples) / sum(samples) * scales
             delta = centre + (shares[:, np.newaxis] * (exact - centre)).sum(axis=0)
-        self._radius = radius_after(requests, self._settings, LOCAL, self._radius)
+        self._radius = radius_after(requests, self._spec, self._radius)
         step, kept = delta.copy(), self._moments.astype(np.float64)
         self._optimiser.step(step, kept)
         self._moments[:] = kept

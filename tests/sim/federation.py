@@ -153,12 +153,8 @@ class World:
             self.serving = None
 
     def device_program(self, name: str, token: Token) -> Callable[[], Coroutine[None, None, None]]:
-        config = Config(
-            policy=Policy(tasks=[TASK]),
-            data={TASK: DATA},
-            worker_idle_s=self.worker_idle_s,
-            chunk_bytes=self.device_chunk_bytes,
-        )
+        data, policy, idle_s = {TASK: DATA}, Policy(tasks=[TASK]), self.worker_idle_s
+        config = Config(policy=policy, data=data, worker_idle_s=idle_s, chunk_bytes=self.device_chunk_bytes)
 
         async def program() -> None:
             await self.enrol(name, token)
@@ -202,6 +198,9 @@ class World:
             party.machine.halt()  # the last death: from here on without faults
             party.died.set()
 
+    def remind(self) -> None:
+        """It has been calm for a moment."""
+
     async def finish(self) -> None:
         """All is done, and the coordinator still serves."""
 
@@ -243,6 +242,8 @@ async def _play(world: World) -> Outcome:
             while loop.time() < world.faults_end_s and not _done(world):  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(world.poll_s)
             world.calm_down(parties)
+            await asyncio.sleep(world.poll_s)
+            world.remind()
             while not _settled(world):  # noqa: ASYNC110 - virtual time
                 await asyncio.sleep(world.poll_s)
             await world.finish()
@@ -277,12 +278,13 @@ def _done(world: World) -> bool:
 def _settled(world: World) -> bool:
     """The job is over, no device holds an update without a receipt, or waits for the last version."""
     try:
-        return _done(world) and not any(_waits(world.devices[name]) for name in world.honest())
+        return _done(world) and not any(waits(world.devices[name]) for name in world.honest())
     except OSError:
         return False  # one is about to be started
 
 
-def _waits(machine: SimMachine) -> bool:
+def waits(machine: SimMachine) -> bool:
+    """Whether a device holds work without a receipt, or has no last version of a job that it knows."""
     ledger = read_ledger(machine.files, AGENT)
     shelf = Shelf(machine.files, machine.clock, AGENT)
     held = (RequestState.ACCEPTED, RequestState.MADE)

@@ -21,11 +21,12 @@ from coordinator.facts import AnyFact
 from coordinator.keystore import load_identity
 from edge_agent.config import Config
 from edge_agent.identity import IdentityError, load
+from edge_agent.ledger import REQUESTS_DIR, read_ledger
 from schemas.ids import COORDINATOR
 from schemas.limits import RESEND_CAP_S
 from tests.sim.chances import compute, link
 from tests.sim.chaos import Mortal, Record, Steps
-from tests.sim.federation import World
+from tests.sim.federation import AGENT, OUTBOX, World, waits
 from tests.sim.invariants import facts_of
 from tests.sim.laws import check_end
 from tests.sim.liar import Liar
@@ -163,9 +164,24 @@ class Fleet(World):
         for bus in self._buses:
             bus.calm()
         for name in (COORDINATOR, *self.devices):
-            self.broker.disconnect(name)  # whoever connects asks for what it may have missed
             self.broker.restore(name)
         super().calm_down(parties)
+
+    def remind(self) -> None:
+        for name in self.devices:
+            if self._behind(name):
+                self.broker.disconnect(name)  # whoever connects asks for what it may have missed
+                self.broker.restore(name)
+
+    def _behind(self, name: str) -> bool:
+        """Whether a device may have missed something: it holds a request, or knows of no end."""
+        machine = self.devices[name]
+        try:
+            held = machine.files.names(OUTBOX) or machine.files.names(AGENT / REQUESTS_DIR)
+            ended = all(job.ended for job in read_ledger(machine.files, AGENT).jobs.values())
+            return bool(held) or not ended or waits(machine)
+        except OSError:
+            return False  # it is about to be started, and to connect
 
     def _in_round(self) -> bool:
         if self.serving is None:
