@@ -4,6 +4,8 @@
 # TORCH_INDEX  the package index torch comes from; default: pip's own. Without a GPU the CPU build saves
 #              gigabytes: make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # WORKERS      so many processes share the tests, a file at a time; default 2. Each starts its own RabbitMQ
+# SIM_PYTHON   what plays simulations, with .venv's packages; default: Debian's own python3.11, where .venv is of
+#              another build of 3.11 (those of pyenv are a quarter slower), else .venv's
 # SEEDS        of make sim: the first, and the one after the last
 # DURATION_S   how long `make chaos` goes on at each broker; default 120 seconds
 # SEED         what `make chaos` draws by; default 0
@@ -20,6 +22,9 @@ SEEDS ?= 0:200
 TORCH := torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.fedbus-installed
+SITE := .venv/lib/python3.11/site-packages
+SIM_PYTHON ?= $(shell test -d $(SITE) -a -x /usr/bin/python3.11 && echo /usr/bin/python3.11 || echo $(BIN)/python)
+SIM = PYTHONPATH=$(CURDIR):$(CURDIR)/$(SITE) $(SIM_PYTHON) -m tests.sim
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check bench bench-learning sim crash-points mutants chaos clean
@@ -71,14 +76,14 @@ bench-learning: venv
 	$(BIN)/python -m tests.bench.learning $(ARGS)
 
 sim: venv
-	$(BIN)/python -m tests.sim $(SEEDS) $(ARGS)
+	$(SIM) $(SEEDS) $(ARGS)
 
 crash-points: venv
-	$(BIN)/python -m tests.sim points $(ARGS)
+	$(SIM) points $(ARGS)
 
 mutants: venv
-	$(BIN)/python -m tests.sim mutants $(ARGS)
+	$(SIM) mutants $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find broker coordinator edge_agent schemas tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find broker compressors coordinator edge_agent schemas tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,12 +28,14 @@ def connect(
     *,
     ports: Ports,
     memory: Mapping[str, MemoryBroker] | None = None,
+    return_max_s: float = 0.0,
 ) -> Bus:
     """A bus that is not entered yet; nothing is connected before ``async with``.
 
     ``mqtts:`` and ``amqps:`` are TLS with ``credentials.tls``. An AMQP URL may name a virtual host as its
     path, `/` in it as `%2F`. ``subscriptions`` are MQTT topic filters. A user and password in the URL replace
-    those of ``credentials``. ``memory`` names the in-process brokers that ``memory:NAME`` may mean.
+    those of ``credentials``. ``memory`` names the in-process brokers that ``memory:NAME`` may mean. A fleet's
+    devices give ``return_max_s`` (`broker.pacing`); it is for MQTT on other machines.
     Raises `BusError` for a URL that no transport understands, certificate files that cannot be used, and a
     transport that is not installed; the message never shows a password.
     """
@@ -45,8 +47,10 @@ def connect(
     match parts.scheme:
         case "mqtt" | "mqtts" | "amqp" | "amqps":
             host, port = _host(parts), port or PORT_DEFAULTS[parts.scheme]
-            open_bus = _mqtt if parts.scheme.startswith("mqtt") else _amqp
-            return open_bus(host, port, parts, _with_login(credentials, parts), subscriptions, ports)
+            own = _with_login(credentials, parts)
+            if parts.scheme.startswith("amqp"):
+                return _amqp(host, port, parts, own, subscriptions, ports)
+            return _mqtt(host, port, parts, own, subscriptions, ports, return_max_s)
         case "embedded":
             return _embedded(parts.path, credentials, subscriptions, ports)
         case "memory":
@@ -78,12 +82,21 @@ def _mqtt(
     credentials: Credentials,
     subscriptions: Iterable[str],
     ports: Ports,
+    return_max_s: float,
 ) -> Bus:
     from broker.mqtt import mqtt_bus
 
     secure = parts.scheme == "mqtts"
-    clock, entropy = ports.clock, ports.entropy
-    return mqtt_bus(host, port, credentials, subscriptions, clock=clock, entropy=entropy, secure=secure)
+    return mqtt_bus(
+        host,
+        port,
+        credentials,
+        subscriptions,
+        clock=ports.clock,
+        entropy=ports.entropy,
+        secure=secure,
+        return_max_s=return_max_s,
+    )
 
 
 def _amqp(

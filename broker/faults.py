@@ -33,6 +33,9 @@ class Faults:
     """Every message takes a time drawn from [0, this]; arriving messages keep their order."""
 
 
+NO_FAULTS = Faults()
+
+
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
     """What happens to what we send and to what arrives; by default nothing."""
@@ -66,6 +69,7 @@ class FaultyBus:
         self._tasks: set[asyncio.Task[None]] = set()
         # Bounded by the window of ``bus``: what lies here is not acknowledged yet.
         self._arrived: deque[tuple[float, Delivery | Connected]] = deque()
+        self._pumped = plan.receiving != NO_FAULTS  # else arrivals are read where they come from
         self._refused: BusRefused | None = None
         self._news = asyncio.Event()
         self._whole = asyncio.Event()
@@ -86,7 +90,8 @@ class FaultyBus:
     async def __aenter__(self) -> Self:
         await self._bus.__aenter__()
         await self._group.__aenter__()
-        self._start(self._pump(), "faulty bus: arrivals")
+        if self._pumped:
+            self._start(self._pump(), "faulty bus: arrivals")
         return self
 
     async def __aexit__(
@@ -112,13 +117,18 @@ class FaultyBus:
 
     async def incoming(self) -> AsyncIterator[Delivery | Connected]:
         loop = asyncio.get_running_loop()
+        straight = None if self._pumped else self._bus.incoming()
         while True:
+            if straight is not None and not self._arrived:
+                self._arrived.append((0.0, await anext(straight)))
             while self._arrived:
                 if (wait_s := self._arrived[0][0] - loop.time()) > 0:
                     await asyncio.sleep(wait_s)
                 await self._whole.wait()
                 # Taken out after the last wait: a cancelled reader loses nothing.
                 yield self._arrived.popleft()[1]
+            if straight is not None:
+                continue
             if self._refused is not None:
                 raise BusRefused(str(self._refused)) from self._refused
             self._news.clear()

@@ -42,6 +42,7 @@ def mqtt_bus(
     secure: bool = False,
     window_deliveries: int = WINDOW_DELIVERIES,
     retry_max_s: float = RETRY_MAX_S,
+    return_max_s: float = 0.0,
 ) -> Bus:
     """A bus over MQTT 3.1.1: persistent session, QoS 1, manual acknowledgements; ``secure`` means TLS.
 
@@ -59,6 +60,7 @@ def mqtt_bus(
         entropy=entropy,
         window_deliveries=window_deliveries,
         retry_max_s=retry_max_s,
+        return_max_s=return_max_s,
     )
 
 

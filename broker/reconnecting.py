@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from broker.bus import BusError, BusLost, BusRefused, Connected, Delivery
+from broker.pacing import return_window_s
 from broker.ports import Clock, Entropy
 
 WINDOW_DELIVERIES = 64
@@ -127,8 +128,8 @@ class ReconnectingBus:
     """A `Bus` of one link after another.
 
     A refusal is final for this object: the caller decides whether to make a new one. Everything else is
-    retried for ever, at intervals that grow up to ``retry_max_s``. ``name`` is the broker as error messages
-    call it.
+    retried for ever, at intervals that grow up to ``retry_max_s``, at first within `return_window_s` of at
+    most ``return_max_s``. ``name`` is the broker as error messages call it.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class ReconnectingBus:
         entropy: Entropy,
         window_deliveries: int,
         retry_max_s: float = RETRY_MAX_S,
+        return_max_s: float = 0.0,
     ) -> None:
         self._name = name
         self._dial = dial
@@ -147,6 +149,7 @@ class ReconnectingBus:
         self._entropy = entropy
         self._window_deliveries = window_deliveries
         self._retry_max_s = retry_max_s
+        self._return_max_s = return_max_s
         self._group = asyncio.TaskGroup()
         self._supervisor: asyncio.Task[None] | None = None
         # The link that stands; None while there is none; an error when there will be none again.
@@ -206,7 +209,7 @@ class ReconnectingBus:
                 await self._changed.wait()
 
     async def _supervise(self) -> None:
-        failures, said = 0, ""
+        failures, said, window_s = 0, "", 0.0
         try:
             while True:
                 # From when it stands, not from the dialling: a broker that does not answer takes long, too.
@@ -220,10 +223,11 @@ class ReconnectingBus:
                     # The same cause again is no news; every try stays visible to who looks closer.
                     _log.log(logging.DEBUG if str(lost) == said else logging.WARNING, "%s", lost)
                     said = str(lost)
-                if self._clock.monotonic_s() - self._stands_since_s >= STABLE_S:
-                    failures, said = 0, ""
-                jitter = self._entropy.random_bytes(1)[0] / 255
-                await asyncio.sleep(pause_s(failures, self._retry_max_s, jitter))
+                stood_s = self._clock.monotonic_s() - self._stands_since_s
+                if stood_s >= STABLE_S:
+                    failures, said, window_s = 0, "", return_window_s(stood_s, self._return_max_s)
+                jitter = int.from_bytes(self._entropy.random_bytes(2)) / 65_535
+                await asyncio.sleep(max(pause_s(failures, self._retry_max_s, jitter), jitter * window_s))
                 failures += 1
         finally:
             if not isinstance(self._state, BusRefused):

@@ -16,14 +16,20 @@ import msgspec
 
 from coordinator import facts as f
 from coordinator.entries import Logged, Message, Sent, Turned
-from coordinator.inputs import Checked, Committed, Input
+from coordinator.evaluation import of_devices
+from coordinator.inputs import Checked, Committed, Evaluated, Input
 from coordinator.state import Job, Request, RequestState, State
 from schemas.codec import unpack
 from schemas.envelope import Header
 from schemas.events import Receipt, decode_from_coordinator
 from schemas.ids import DIGEST_BYTES, key_id
+from schemas.jobs import CENTRAL
 
-SAID_BY: Final[dict[type[f.Fact], type[Input]]] = {f.UpdateJudged: Checked, f.VersionCommitted: Committed}
+SAID_BY: Final[dict[type[f.Fact], type[Input]]] = {
+    f.UpdateJudged: Checked,
+    f.VersionCommitted: Committed,
+    f.VersionEvaluated: Evaluated,
+}
 """Facts that repeat what their input says, field by field."""
 
 RECEIPT: Final = str(Receipt.__struct_config__.tag).encode()
@@ -87,6 +93,8 @@ class Agreement:
                 return self._judged(fact, turn)
             case f.VersionCommitted():
                 return self._committed(fact, turn)
+            case f.VersionEvaluated():
+                return self._evaluated(fact, turn)
             case f.RoundOpened():
                 return self._opened(fact)
             case f.RequestsIssued() | f.RoundExtended() | f.RoundClosed():
@@ -144,6 +152,15 @@ class Agreement:
         if samples != fact.samples:
             return f"{of}: of {fact.samples} samples, and the updates folded into it have {samples}"
         return ""
+
+    def _evaluated(self, fact: f.VersionEvaluated, turn: Turned) -> str:
+        job, of = self._state.jobs.get(fact.job), f"what version {fact.version} of job {fact.job} scores"
+        if job is None or job.spec.evaluation is None or fact.version >= len(job.versions):
+            return f"{of}: nobody asked"
+        if fact.source == CENTRAL:
+            return "" if isinstance(turn.input, Evaluated) else f"{of}: nobody measured it"
+        told = repr(of_devices(job))
+        return "" if told == repr(fact) else f"{of}: {fact!r}, and the updates tell {told}"
 
     def _opened(self, fact: f.RoundOpened) -> str:
         job, of = self._state.jobs.get(fact.job), f"round {fact.round} of job {fact.job}"

@@ -39,7 +39,8 @@ from coordinator.broker_admin.access import Access
 from coordinator.commands import Commands
 from coordinator.config import Config
 from coordinator.dispatch import Dispatch
-from coordinator.effects import Commit, Effect, Fold, MakeInitial, Prepare, ShutOut
+from coordinator.effects import Commit, Effect, EvaluateVersion, Fold, MakeInitial, Prepare, ShutOut
+from coordinator.evaluator import Evaluator
 from coordinator.inputs import Started
 from coordinator.intake import Intake
 from coordinator.keystore import Identity, KeyStore
@@ -77,6 +78,7 @@ class Coordinator:
         mailbox = Mailbox(bus, identity.federation, identity.online, sequencer, ports.entropy)
         self._dispatch = Dispatch(mailbox, self.ledger, self._store, keys, identity, room)
         self._works = Works(self.ledger, self._store, keys, identity, bodies, ports, directory)
+        self._evaluator = Evaluator(self.ledger, self._store, ports, directory)
         self.intake = Intake(
             self.ledger, identity, self._dispatch, self._store, bodies, ports, directory / "spool"
         )
@@ -89,6 +91,7 @@ class Coordinator:
         async with self._bus, asyncio.TaskGroup() as tasks:
             tasks.create_task(self.ledger.run(self._ports.offload, self._perform), name="ledger")
             tasks.create_task(self._works.run(), name="works")
+            tasks.create_task(self._evaluator.run(), name="evaluator")
             tasks.create_task(self._dispatch.run(self._bus), name="dispatch")
             await self._start()
             tasks.create_task(self.intake.run(self._bus), name="intake")
@@ -109,6 +112,8 @@ class Coordinator:
         match effect:
             case Fold() | Commit() | Prepare() | MakeInitial():
                 self._works.order(effect)
+            case EvaluateVersion():
+                self._evaluator.order(effect)
             case ShutOut():
                 self._farewells.put_nowait(DeviceId(effect.device))
             case _:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import singledispatch
+from typing import Final
 
 from coordinator import facts as f
+from coordinator.progress import follow
 from coordinator.state import (
     OPEN_REQUEST,
+    Alarm,
     Device,
     DeviceState,
     Job,
@@ -22,6 +25,8 @@ from coordinator.state import (
 from schemas.envelope import Order
 from schemas.ids import key_id
 from schemas.limits import OPEN_UPDATES_MAX
+
+NOT_ITS_FAULT: Final = ("late", "key")  # why an update was rejected that says nothing of its device
 
 
 def apply(state: State, fact: f.AnyFact, run_s: float) -> None:
@@ -100,7 +105,7 @@ def _(fact: f.VersionCommitted, state: State, run_s: float) -> None:
 @_apply.register
 def _(fact: f.RoundOpened, state: State, run_s: float) -> None:
     job = state.jobs[fact.job]
-    job.round = Round(fact.round, fact.base, list(fact.cohort))
+    job.round = Round(fact.round, fact.base, list(fact.cohort), radius=job.radius)
     if job.spec.asynchronous:
         job.round.deadline_run_s = run_s + job.spec.deadline_s
         _close(request for request in job.carried if not job.takes(request))
@@ -163,14 +168,32 @@ def _(fact: f.UpdateReceived, state: State, run_s: float) -> None:
 
 @_apply.register
 def _(fact: f.UpdateJudged, state: State, run_s: float) -> None:
-    request = state.jobs[fact.job].requests[fact.device, fact.request]
+    job = state.jobs[fact.job]
+    request = job.requests[fact.device, fact.request]
     # An update that was folded is rejected after all when its job ends before its round did.
     state.devices[fact.device].folded += fact.folded - (request.state is RequestState.FOLDED)
     request.state = RequestState.FOLDED if fact.folded else RequestState.REJECTED
     request.reason, request.norm, request.samples = fact.reason, fact.norm, fact.samples
     # Only such a job needs them: images of releases that did not keep them say the same for all others.
-    request.steps = fact.steps if state.jobs[fact.job].spec.server.normalised else 0
+    request.steps = fact.steps if job.spec.server.normalised else 0
+    request.distance = fact.distance
+    if job.spec.quarantine_after:
+        _count_strike(job, fact)
     request.train_s, request.evaluation = fact.train_s, fact.evaluation
+
+
+@_apply.register
+def _(fact: f.DeviceQuarantined, state: State, run_s: float) -> None:
+    job = state.jobs[fact.job]
+    job.quarantine[fact.device] = fact.until
+    job.strikes.pop(fact.device, None)
+
+
+@_apply.register
+def _(fact: f.DeviceReleased, state: State, run_s: float) -> None:
+    for job in state.jobs.values():
+        job.quarantine.pop(fact.device, None)
+        job.strikes.pop(fact.device, None)
 
 
 @_apply.register
@@ -178,6 +201,7 @@ def _(fact: f.RoundClosed, state: State, run_s: float) -> None:
     job = state.jobs[fact.job]
     round_ = _round(job)
     round_.closed = True
+    job.radius = fact.radius
     if job.spec.asynchronous is None:
         _close(round_.requests)
         return
@@ -189,11 +213,30 @@ def _(fact: f.RoundClosed, state: State, run_s: float) -> None:
 
 
 @_apply.register
+def _(fact: f.VersionEvaluated, state: State, run_s: float) -> None:
+    follow(state.jobs[fact.job], fact)
+
+
+@_apply.register
+def _(fact: f.AlarmRaised, state: State, run_s: float) -> None:
+    alarm = Alarm(fact.version, fact.source, fact.kind, fact.value, fact.bound)
+    state.jobs[fact.job].progress.alarms.append(alarm)
+
+
+@_apply.register
 def _(fact: f.JobEnded, state: State, run_s: float) -> None:
     job = state.jobs[fact.job]
     job.state, job.reason = JobState(fact.state), fact.reason
     _close(job.round.requests if job.round else job.carried)
     job.round, job.carried = None, []
+
+
+def _count_strike(job: Job, fact: f.UpdateJudged) -> None:
+    kind, colon, _ = fact.reason.partition(":")
+    if fact.folded:
+        job.strikes.pop(fact.device, None)
+    elif colon and kind not in NOT_ITS_FAULT:
+        job.strikes[fact.device] = job.strikes.get(fact.device, 0) + 1
 
 
 def _round(job: Job) -> Round:

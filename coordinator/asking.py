@@ -1,11 +1,12 @@
-"""From devices that were drawn to requests that are theirs. Pure."""
+"""What rounds and buffers have in common: drawn devices get requests, and a version ends it. Pure."""
 
 from __future__ import annotations
 
 from coordinator import facts as f
-from coordinator.effects import Prepare, SendRequest
+from coordinator.effects import Commit, Prepare, SendRequest
 from coordinator.inputs import Prepared
-from coordinator.state import OPEN_REQUEST, DeviceState, Job, Round
+from coordinator.state import OPEN_REQUEST, DeviceState, Job, RequestState, Round
+from coordinator.strategies.weighing import radius_after
 from coordinator.turn import Turn
 from schemas.ids import key_id
 
@@ -71,3 +72,11 @@ def _ask_also(turn: Turn, job: Job, round_: Round, devices: list[str], due_run_s
     turn.record(f.RoundExtended(job=job.id, round=round_.number, deadline_run_s=due_run_s, devices=devices))
     if devices:
         prepare(turn, job, round_.number, devices)
+
+
+def close(turn: Turn, job: Job, round_: Round, reason: str) -> None:
+    """Take nothing more into a round, and order its version."""
+    counted = [request for request in round_.order if request.state is RequestState.FOLDED]
+    radius = radius_after(counted, job.spec, round_.radius)
+    turn.record(f.RoundClosed(job=job.id, round=round_.number, reason=reason, radius=radius))
+    turn.order(Commit(job.id, round_.number))

@@ -19,7 +19,7 @@ from collections import Counter
 from coordinator import asking
 from coordinator import facts as f
 from coordinator.cohort import eligible, select
-from coordinator.effects import Commit, Fold
+from coordinator.effects import Fold
 from coordinator.state import OPEN_REQUEST, Job, RequestState, Round, State
 from coordinator.turn import Turn
 from schemas.jobs import AsyncSettings
@@ -32,7 +32,8 @@ def go_on(turn: Turn, job: Job, settings: AsyncSettings) -> None:
     round_ = job.round
     if round_ is None:
         number = job.rounds_done + 1
-        devices = select(job, number, 0, _free(turn.state, job, settings), _vacancies(job, settings))
+        able, wanted = _free(turn.state, job, settings), _vacancies(job, settings)
+        devices = select(job, number, 0, able, wanted, turn.state.devices)
         turn.record(f.RoundOpened(job=job.id, round=number, base=job.versions[-1].model, cohort=devices))
         if devices:
             asking.prepare(turn, job, number, devices)
@@ -44,12 +45,11 @@ def go_on(turn: Turn, job: Job, settings: AsyncSettings) -> None:
     able = _free(turn.state, job, settings, again=overdue) if wanted else []
     idle = not (able or round_.preparing or round_.count(*OPEN_REQUEST))
     if reason := _full(job, round_, idle=idle, overdue=overdue):
-        turn.record(f.RoundClosed(job=job.id, round=round_.number, reason=reason))
-        turn.order(Commit(job.id, round_.number))
+        asking.close(turn, job, round_, reason)
         for request in round_.later:
             turn.order(Fold(job.id, request.device, request.number))
     elif not round_.preparing and (able or overdue):
-        devices = select(job, round_.number, len(round_.requests), able, wanted)
+        devices = select(job, round_.number, len(round_.requests), able, wanted, turn.state.devices)
         (asking.extend if overdue else asking.ask_also)(turn, job, round_, devices)
 
 

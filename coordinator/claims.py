@@ -7,8 +7,8 @@ from typing import Final
 
 from broker.ports import File
 from coordinator.facts import UpdateJudged
-from coordinator.fold import read_envelope
 from coordinator.keystore import RequestKeys
+from coordinator.stored import read_envelope
 from schemas.envelope import open_envelope
 from schemas.errors import WireError
 from schemas.events import decode_from_device

@@ -16,7 +16,7 @@ from coordinator.broker_admin.roster import AccessError, tap_id
 from coordinator.config import PASSWORD_BYTES, Config, ConfigError
 from coordinator.connection import authority
 from coordinator.control import CommandFailed
-from coordinator.inputs import AnyInput, Cancel, Invite, Revoke, Submit
+from coordinator.inputs import AnyInput, Cancel, Invite, Release, Revoke, Submit
 from coordinator.intake import Intake
 from coordinator.keystore import Identity
 from coordinator.ledger import Ledger
@@ -69,6 +69,9 @@ class Commands:
                 reason = str(command.get("reason") or "revoked by the operator")
                 await self._submit(Revoke(device=device, reason=reason[:500]))
                 return {"device": device, "state": "revoked"}
+            case {"op": "release", "device": str(device)}:
+                await self._submit(Release(device=device))
+                return {"device": device, "state": "released"}
             case {"op": "submit", "spec": spec}:
                 return await self._submit_job(spec, str(command.get("parameters") or ""))
             case {"op": "cancel", "job": str(job)}:
@@ -207,6 +210,7 @@ class Commands:
             "broker": self._config.broker,
             "broker_problem": self._bus.problem,
             "disk_problem": self._room.problem,
+            "alarms": views.alarms(self._ledger.state),
             "transfers": self._intake.transfers(),
             "journal_index": journal.count,
             "journal_head": journal.head.hex(),

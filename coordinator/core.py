@@ -7,7 +7,7 @@ every turn, so that a verification knows which core decided it.
 
 from __future__ import annotations
 
-from coordinator import asking, enrolment, facts, receipts, rounds
+from coordinator import asking, enrolment, facts, quarantine, receipts, rounds
 from coordinator.effects import SendChunks
 from coordinator.inputs import (
     AnyInput,
@@ -15,10 +15,12 @@ from coordinator.inputs import (
     Checked,
     Committed,
     DeviceSaid,
+    Evaluated,
     Invite,
     JoinAsked,
     Moment,
     Prepared,
+    Release,
     Revoke,
     Started,
     Submit,
@@ -31,7 +33,7 @@ from coordinator.turn import Turn
 from schemas import events as e
 from schemas.ids import key_id
 
-BEHAVIOUR = 2
+BEHAVIOUR = 3
 
 
 def step(state: State, moment: Moment, input_: AnyInput) -> Turn:
@@ -53,6 +55,9 @@ def step(state: State, moment: Moment, input_: AnyInput) -> Turn:
         case Revoke():
             enrolment.revoke(turn, input_)
             rounds.advance_all(turn)
+        case Release():
+            quarantine.release(turn, input_)
+            rounds.advance_all(turn)
         case Submit():
             rounds.submit(turn, input_)
         case Cancel():
@@ -64,6 +69,8 @@ def step(state: State, moment: Moment, input_: AnyInput) -> Turn:
             receipts.judge(turn, input_)
         case Committed():
             rounds.commit(turn, input_)
+        case Evaluated():
+            rounds.evaluated(turn, input_)
         case WorkFailed():
             rounds.fail(turn, input_)
         case Ticked():

@@ -18,6 +18,7 @@ from coordinator.downlink import Downlink
 from coordinator.effects import AnswerJoin, SendChunks, SendModel, SendReceipt, SendRequest, Tell
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
+from coordinator.negotiation import asked_encoding
 from coordinator.state import OPEN_REQUEST, Job, Request, RequestState
 from coordinator.store import NO_VERSION, Store
 from schemas import topics
@@ -153,7 +154,8 @@ class Dispatch:
         previous = job.versions[version.number - 1].model if version.number else NO_VERSION
         offered = self._store.offer(job_id, version.number, version.model, previous, job.epoch)
         spec = job.spec
-        local = replace_field(spec.local, seed=_seed(job, request))
+        layout, status = self._store.layout(job_id), self._ledger.state.devices[device].status
+        local = spec.local.in_round(request.round, _seed(job, request))
         return TrainingRequest(
             job=job_id,
             request=number,
@@ -169,6 +171,7 @@ class Dispatch:
             update_key=request.key,
             chunk_bytes=spec.chunk_bytes,
             deadline_s=self._deadline_s(job),
+            encoding=asked_encoding(spec, layout, status),
         )
 
     def _deadline_s(self, job: Job) -> float:

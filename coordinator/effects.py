@@ -106,6 +106,15 @@ class Commit:
     round: int
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluateVersion:
+    """Evaluate a version at the coordinator, unless a newer one is ordered before its turn comes; answers
+    with Evaluated. Nothing waits for it."""
+
+    job: str
+    version: int
+
+
 Effect = (
     Tell
     | AnswerJoin
@@ -118,4 +127,5 @@ Effect = (
     | Prepare
     | Fold
     | Commit
+    | EvaluateVersion
 )

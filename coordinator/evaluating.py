@@ -38,13 +38,18 @@ async def evaluating(ports: Ports, spec: JobSpec, layout: Layout, dataset: Path)
 
             async def evaluate(model: bytes) -> dict[str, float]:
                 write_atomic(ports.files, draft, model)
-                try:
-                    reply = await worker.call(order)
-                except WorkerFailed as error:
-                    raise EvaluationFailed(f"{dataset}: {error}") from error
-                if isinstance(reply, work.Problem):
-                    named = reply.text.startswith(str(dataset))  # as fedbus' own tasks do
-                    raise EvaluationFailed(reply.text if named else f"{dataset}: {reply.text}")
-                return dict(reply.metrics)
+                return await evaluated(worker, order)
 
             yield evaluate
+
+
+async def evaluated(worker: WorkerLink, order: work.Evaluate) -> dict[str, float]:
+    """Have one model evaluated. Raises `EvaluationFailed`."""
+    try:
+        reply = await worker.call(order)
+    except WorkerFailed as error:
+        raise EvaluationFailed(f"{order.dataset}: {error}") from error
+    if isinstance(reply, work.Problem):
+        named = reply.text.startswith(order.dataset)  # as fedbus' own tasks do
+        raise EvaluationFailed(reply.text if named else f"{order.dataset}: {reply.text}")
+    return dict(reply.metrics)

@@ -12,10 +12,10 @@ from broker.bodies import Bodies
 from broker.journal import Entry, Journal
 from coordinator.entries import Logged, Message, Sent, Turned, decode_entry
 from coordinator.facts import Heard, RequestsIssued, UpdateJudged, VersionCommitted
-from coordinator.fold import stored_name
-from coordinator.inputs import Cancel, Invite, JoinAsked, Recorded, Revoke, Submit
+from coordinator.inputs import Cancel, Invite, JoinAsked, Recorded, Release, Revoke, Submit
 from coordinator.keystore import Identity
 from coordinator.state import State
+from coordinator.stored import stored_name
 from schemas.codec import unpack
 from schemas.envelope import Envelope, Header, open_envelope
 from schemas.errors import WireError
@@ -113,7 +113,7 @@ def _told(event: msgspec.Struct) -> View:
 def _own(input_: Recorded) -> View:
     """What did not come as a device's message."""
     who = str(COORDINATOR)
-    if isinstance(input_, Invite | Revoke | Submit | Cancel):
+    if isinstance(input_, Invite | Revoke | Release | Submit | Cancel):
         who = OPERATOR
     elif isinstance(input_, JoinAsked):
         who = input_.join.device

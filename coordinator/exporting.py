@@ -32,6 +32,20 @@ def find_version(state: State, job: str, number: int | None) -> tuple[Job, Versi
     return known, found[-1]
 
 
+def best_version(state: State, job: str) -> int | None:
+    """Which version of a job scored best. Raises `NoSuchVersion` if that is not known."""
+    known, newest = find_version(state, job, None)
+    if known.spec.evaluation is None:
+        raise NoSuchVersion(
+            f"job {job} does not say what is best: it has no [evaluation]; choose with --version, of 0 to "
+            f"{newest.number}"
+        )
+    if known.progress.best < 0:
+        why = known.progress.problem or f"no {known.spec.evaluation.metric} was measured yet"
+        raise NoSuchVersion(f"job {job} has no best version ({why}); choose with --version")
+    return known.progress.best
+
+
 def export(ports: Ports, directory: Path, job: Job, version: Version, out: Path) -> int:
     """Write the version to ``out``, whole or not at all; returns the file's size in bytes.
 

@@ -74,9 +74,19 @@ class JobSubmitted(Fact, frozen=True, tag="job-submitted"):
     parameters: str
 
 
+class Leaning(msgspec.Struct, frozen=True, array_like=True):
+    """The cosine of a folded update to the Δ that a rule over all of them made, and whether it is in it."""
+
+    device: str
+    request: int
+    cosine: float
+    counted: bool
+
+
 class VersionCommitted(Fact, frozen=True, tag="version-committed"):
     """``model`` is SHA-256 of the version's bytes; ``round`` is 0 for the initial parameters. ``moments`` is
-    SHA-256 of what the server optimiser keeps for the next round, empty when it keeps nothing."""
+    SHA-256 of what the server optimiser keeps for the next round, empty when it keeps nothing. ``leanings``,
+    in the order of folding, are there where the job's aggregation is no mean."""
 
     job: str
     version: int
@@ -85,6 +95,7 @@ class VersionCommitted(Fact, frozen=True, tag="version-committed"):
     layout: bytes
     samples: int
     moments: bytes = b""
+    leanings: list[Leaning] = []
 
 
 class RoundOpened(Fact, frozen=True, tag="round-opened"):
@@ -151,8 +162,9 @@ class UpdateReceived(Fact, frozen=True, tag="update-received"):
 
 
 class UpdateJudged(Fact, frozen=True, tag="update-judged"):
-    """``reason`` is empty when folded. ``norm`` is the L2 norm of the update; ``content`` its SHA-256
-    as the device said it."""
+    """``reason`` is empty when folded. ``norm`` is the L2 norm of the update, ``distance`` that of its
+    difference to the last round's Δ, where the job measures it; ``content`` its SHA-256 as the device said
+    it."""
 
     job: str
     device: str
@@ -166,14 +178,61 @@ class UpdateJudged(Fact, frozen=True, tag="update-judged"):
     metrics: dict[str, float] = {}
     evaluation: dict[str, float] = {}
     content: bytes = b""
+    distance: float = 0.0
+
+
+class DeviceQuarantined(Fact, frozen=True, tag="device-quarantined"):
+    """Too many updates of the device in a row were rejected for what they held, the last for ``reason``: the
+    job doesn't ask it again before the round after ``until``."""
+
+    job: str
+    device: str
+    until: int
+    reason: str
+
+
+class DeviceReleased(Fact, frozen=True, tag="device-released"):
+    """Every job may ask the device again, whatever was rejected of it before."""
+
+    device: str
 
 
 class RoundClosed(Fact, frozen=True, tag="round-closed"):
-    """No update is folded into this round any more; its version is made now."""
+    """No update is folded into this round any more; its version is made now. ``radius`` clips the next
+    round's changes, 0 where the job has another rule."""
 
     job: str
     round: int
     reason: str
+    radius: float = 0.0
+
+
+class VersionEvaluated(Fact, frozen=True, tag="version-evaluated"):
+    """What a version scores: ``source`` is of schemas.jobs, and says who measured.
+
+    Of devices, ``metrics`` are means of what at least half of the ``devices`` told whose updates came, and
+    ``norm`` is the median of these updates'. A ``problem`` says why nothing was measured.
+    """
+
+    job: str
+    version: int
+    source: str
+    metrics: dict[str, float]
+    devices: int = 0
+    norm: float = 0.0
+    problem: str = ""
+
+
+class AlarmRaised(Fact, frozen=True, tag="alarm-raised"):
+    """Training seems to go wrong: ``kind`` is of evaluation.ALARMS; ``value`` came where ``bound`` is
+    much."""
+
+    job: str
+    version: int
+    source: str
+    kind: str
+    value: float
+    bound: float
 
 
 class JobEnded(Fact, frozen=True, tag="job-ended"):
@@ -200,6 +259,10 @@ AnyFact = (
     | RequestDeclined
     | UpdateReceived
     | UpdateJudged
+    | DeviceQuarantined
+    | DeviceReleased
     | RoundClosed
+    | VersionEvaluated
+    | AlarmRaised
     | JobEnded
 )

@@ -9,24 +9,25 @@ each; so the same log gives the same bits on every machine (ARCHITECTURE.md, "Bi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.bodies import Bodies
 from broker.ports import File
-from coordinator.strategies import Moments, ServerOptimiser, Weight
-from schemas.envelope import LENGTH, Clear, Envelope, Opened, open_envelope, parse
-from schemas.errors import Malformed, WireError
+from compressors import decode
+from coordinator.stored import read_envelope
+from coordinator.strategies import Aggregation, Moments, ServerOptimiser, Told, Updates, Weight
+from coordinator.strategies.scaffold import follow
+from schemas.encodings import FLOAT32, Encoding, encoded_bytes, told_encoding
+from schemas.envelope import Clear, Opened, open_envelope
+from schemas.errors import WireError
 from schemas.events import Update, decode_from_device
 from schemas.keys import BoxKey
-from schemas.limits import BODY_BYTES_MAX, CHUNK_OVERHEAD_BYTES, HEADER_BYTES_MAX
+from schemas.limits import CHUNK_OVERHEAD_BYTES
 from schemas.models import DELTA, Layout
 from schemas.sealing import chunk_open_into
 
-STORED_BYTES_MAX = BODY_BYTES_MAX + 2 * HEADER_BYTES_MAX
 BLOCK = 65_536  # coordinates at a time: their float64 copies stay in the processor's cache
 
 
@@ -36,7 +37,8 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the update that answers one request must be; signed by ``signer``, unless that was looked at."""
+    """What the update that answers one request must be; signed by ``signer``, unless that was looked at. It
+    is encoded as float32 or in ``encoding``."""
 
     federation: bytes
     job: str
@@ -45,42 +47,15 @@ class Expected:
     layout: Layout
     key: BoxKey
     signer: bytes = b""
-
-
-def stored(envelope: Envelope) -> bytes:
-    """How an update's envelope is kept: u32 length ‖ envelope. Its chunks, if any, follow it."""
-    data = envelope.to_bytes()
-    return LENGTH.pack(len(data)) + data
-
-
-def stored_name(recipient: bytes, digest: bytes) -> str:
-    """The body's name of the update ``digest`` that was sealed to the key id ``recipient``.
-
-    With the recipient, whose key is one device's for one request: otherwise another device could send the
-    same bytes under its own signature first, and spoil them for the one that they are of.
-    """
-    return sha256(recipient + digest).hexdigest()
-
-
-def read_envelope(file: File) -> tuple[Envelope, int]:
-    """The envelope at the start of a stored update, and where its chunks begin.
-
-    Raises `Malformed` when a crash cut it short.
-    """
-    prefix = file.read_at(0, LENGTH.size)
-    if len(prefix) < LENGTH.size or not 0 < (size := LENGTH.unpack(prefix)[0]) <= STORED_BYTES_MAX:
-        raise Malformed("the stored update is cut short")
-    stored = file.read_at(LENGTH.size, size)
-    if len(stored) < size:
-        raise Malformed("the stored update is cut short")
-    return parse(stored), LENGTH.size + size
+    encoding: Encoding = FLOAT32
 
 
 class Folder:
     """Opens, checks and adds updates of one layout, one after the other, in the same buffers.
 
-    Peak memory: 4 bytes per parameter for the open update, 8 for the sum; at the end 8 for the
-    model, and 4 for each vector that the server optimiser keeps.
+    Peak memory: 4 bytes per parameter for the open update, and beside it what it takes encoded, if it is, at
+    most 2 (top-k of half the coordinates: 4); 8 for the sum; at the end 8 for the model, and 4 for each
+    vector that the server optimiser keeps; 8 more for the sum and the end with SCAFFOLD.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -89,12 +64,20 @@ class Folder:
         self._open: NDArray[np.float32] = np.empty(self._count, dtype="<f4")
         self._sum: NDArray[np.float64] = np.zeros(self._count)
         self._block: NDArray[np.float64] = np.empty(min(BLOCK, self._count))
+        self._encoded = bytearray()
         self._sealed = bytearray()
-        self._squares = 0.0  # of the open update's coordinates
+        self._squares = self._parted = 0.0  # of the open update's coordinates; of their way from the centre
+        self.centre: NDArray[np.float32] | None = None
+        """What changes are clipped around, where that is not 0; until `clear`."""
         self._owed = 0.0  # weight of the open update, if it is to be added
+        self._divisor = 0.0  # of the sum; 0: all samples
+        self._controls: NDArray[np.float64] = np.zeros(layout.control_count)  # Σ nₖ·δₖ / (Kₖ·η), for SCAFFOLD
+        self._owed_control = 0.0
         self.samples = 0
         self.efforts = 0.0
         """Σ nₖ·aₖ of ``coordinator.strategies.weighing``."""
+        self.drawn = 0.0
+        """Σ of what of the samples counts for the centre."""
         self.folded = 0
         self.overflowed = False
         """Whether the last `finish` made numbers that float32 does not hold."""
@@ -118,6 +101,10 @@ class Folder:
             raise Unfit("base: trained on another model version than the request's")
         if [(vector.name, vector.length) for vector in update.vectors] != [(DELTA, self._count)]:
             raise Unfit(f"layout: the vectors are not one {DELTA!r} of {self._count} coordinates")
+        encoding = told_encoding(update.encoding)
+        if encoding not in (FLOAT32, expected.encoding):
+            told, asked = (f"{one.name} (keep {one.keep})" for one in (encoding, expected.encoding))
+            raise Unfit(f"encoding: {told} where the job takes {asked} or float32")
         try:
             self._fill(file, chunks_at, envelope.clear, opened, update)
         except WireError as error:
@@ -127,15 +114,28 @@ class Folder:
         return update
 
     def _fill(self, file: File, at: int, clear: Clear, opened: Opened, update: Update) -> None:
-        out = self._open.data.cast("B")
+        encoding = told_encoding(update.encoding)
+        plain = encoding == FLOAT32
         got = clear.content_bytes if clear.chunks else len(update.inline)
-        if got != len(out):
-            raise Unfit(f"length: {got} bytes where {len(out)} belong")
-        self._squares = 0.0
+        size = encoded_bytes(encoding, self._count)
+        if got != size:
+            raise Unfit(f"length: {got} bytes where {size} belong")
+        self._squares = self._parted = 0.0
+        if not plain and len(self._encoded) < size:
+            self._encoded = bytearray(size)
+        out = self._open.data.cast("B") if plain else memoryview(self._encoded)[:size]
         if not clear.chunks:
             out[:] = update.inline
+        else:
+            self._open_chunks(file, at, clear, opened, out, measured=plain)
+        if not plain:
+            decode(encoding, out, self._open)
+        if not (plain and clear.chunks):
             self._measure(0, self._count)
-            return
+
+    def _open_chunks(
+        self, file: File, at: int, clear: Clear, opened: Opened, out: memoryview, *, measured: bool
+    ) -> None:
         if len(self._sealed) < clear.chunk_bytes + CHUNK_OVERHEAD_BYTES:
             self._sealed = bytearray(clear.chunk_bytes + CHUNK_OVERHEAD_BYTES)
         for index in range(clear.chunks):
@@ -147,9 +147,10 @@ class Folder:
             chunk_open_into(
                 opened.key, index, clear.chunks, sealed, opened.context, out[start : start + plain]
             )
-            self._measure(-(-start // 4), (start + plain) // 4)  # while it is in the processor's cache
-            if start % 4:
-                self._measure(start // 4, start // 4 + 1)  # the coordinate that the two chunks share
+            if measured:
+                self._measure(-(-start // 4), (start + plain) // 4)  # while it is in the processor's cache
+                if start % 4:
+                    self._measure(start // 4, start // 4 + 1)  # the coordinate that the two chunks share
             at += len(sealed)
 
     def _measure(self, begin: int, end: int) -> None:
@@ -161,6 +162,10 @@ class Folder:
                 block = squares[: len(part)]
                 np.multiply(part, part, out=block)
                 self._squares += float(block.sum())
+                if self.centre is not None:
+                    np.subtract(part, self.centre[start : start + len(part)], out=block)
+                    np.multiply(block, block, out=block)
+                    self._parted += float(block.sum())
 
     def norm(self) -> float:
         """The L2 norm of the open update; inf or nan unless every coordinate is finite and below 1e19.
@@ -168,6 +173,10 @@ class Folder:
         Squares and block sums in float32, the sum over blocks in float64: right to about 1e-6.
         """
         return math.sqrt(self._squares) if math.isfinite(self._squares) else self._squares
+
+    def distance(self) -> float:
+        """The L2 norm of its difference to the centre, measured alike; 0 without a centre."""
+        return math.sqrt(self._parted) if math.isfinite(self._parted) else self._parted
 
     @property
     def opened(self) -> NDArray[np.float32]:
@@ -177,10 +186,21 @@ class Folder:
     def add(self, weight: Weight) -> None:
         """Fold the open update. Cheap: the sum is made with the next call that blocks anyway, so that callers
         need no thread for this one."""
-        self._owed = weight.of_change
+        self._owed, self._owed_control = weight.of_change, weight.of_control
+        self.drawn += weight.of_centre
         self.samples += weight.samples
         self.efforts += weight.samples * weight.effort
         self.folded += 1
+
+    def count(self, weight: Weight) -> None:
+        """Instead of `add`, for an update that `aggregate` will read again."""
+        self.samples += weight.samples
+        self.folded += 1
+
+    def aggregate(self, rule: Aggregation, updates: Updates) -> Told:
+        """Have ``rule`` make Δ of the round's updates, in place of the weighted mean."""
+        self._owed, self._divisor, self.efforts = 0.0, 1.0, 1.0
+        return rule(updates, self._sum)
 
     def _settle(self) -> None:
         weight, self._owed = self._owed, 0.0
@@ -193,63 +213,66 @@ class Folder:
             np.copyto(block, part)
             np.multiply(block, weight, out=block)
             np.add(total, block, out=total)
+            if len(self._controls):
+                controls = self._controls[start : start + BLOCK]
+                np.copyto(block, part)
+                np.multiply(block, self._owed_control, out=block)
+                np.add(controls, block, out=controls)
 
     def total(self) -> NDArray[np.float64]:
         """The sum of the weighted changes; another's after the next `add`."""
         self._settle()
         return self._sum
 
-    def finish(self, base: bytes | bytearray, optimiser: ServerOptimiser, moments: Moments) -> bytearray:
+    def finish(
+        self, base: bytes | bytearray, optimiser: ServerOptimiser, moments: Moments, population: int = 0
+    ) -> bytearray:
         """The next model's bytes: ``base`` with its trained part moved by what ``optimiser`` makes of the
-        weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place."""
+        weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place.
+        ``population`` is how many devices there are, for SCAFFOLD."""
         self._settle()
         model = bytearray(base)
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
-        effort = self.efforts / self.samples
+        divisor = self._divisor or float(self.samples)
+        effort, drawn = self.efforts / divisor, self.drawn / divisor
         finite = True
         with np.errstate(over="ignore", invalid="ignore"):  # found by their results
             for start in range(0, self._count, BLOCK):
                 part, kept = trained[start : start + BLOCK], moments[:, start : start + BLOCK]
                 block = self._block[: len(part)]
-                np.divide(self._sum[start : start + BLOCK], float(self.samples), out=block)
+                np.divide(self._sum[start : start + BLOCK], divisor, out=block)
                 np.multiply(block, effort, out=block)
+                if self.centre is not None:
+                    np.add(block, self.centre[start : start + BLOCK].astype(np.float64) * drawn, out=block)
                 exact = kept.astype(np.float64)
                 optimiser.step(block, exact)
                 np.copyto(kept, exact, casting="same_kind")
                 np.add(block, part, out=block)
                 np.copyto(part, block, casting="same_kind")
                 finite = finite and bool(np.isfinite(part).all() and np.isfinite(kept).all())
-        self.overflowed = not finite
+            self.overflowed = not (finite and self._follow(model, population))
         return model
+
+    def _follow(self, model: bytearray, population: int) -> bool:
+        """Bring the model's control variates, if there are any, up to date; whether float32 holds them."""
+        count = len(self._controls)
+        controls = np.frombuffer(model, dtype="<f4", count=count, offset=4 * self._count if count else 0)
+        share = min(self.folded / max(population, 1), 1.0)
+        for start in range(0, count, BLOCK):
+            part = controls[start : start + BLOCK]
+            block = self._block[: len(part)]
+            np.divide(self._controls[start : start + BLOCK], float(self.samples), out=block)
+            exact = part.astype(np.float64)
+            follow(exact, block, share)
+            np.copyto(part, exact, casting="same_kind")
+        return bool(np.isfinite(controls).all())
 
     def clear(self) -> None:
         """Start the next round with the same buffers."""
         self._sum.fill(0.0)
-        self._owed = 0.0
+        self._controls.fill(0.0)
+        self._owed = self._divisor = self.drawn = 0.0
+        self.centre = None
         self.samples = 0
         self.efforts = 0.0
         self.folded = 0
-
-
-@dataclass(slots=True)
-class Looked:
-    """What opening an update showed. ``problem`` is empty when nothing speaks against folding it."""
-
-    problem: str = ""
-    norm: float = 0.0
-    update: Update | None = field(default=None)
-
-
-def look(folder: Folder, bodies: Bodies, digest: bytes, expected: Expected) -> Looked:
-    """Open and check the stored update ``digest``; it stays in the folder's buffer. Blocking."""
-    file = bodies.open(stored_name(expected.key.id, digest))
-    try:
-        update = folder.read(file, expected)
-    except Unfit as error:
-        return Looked(problem=str(error))
-    finally:
-        file.close()
-    norm = folder.norm()
-    if not math.isfinite(norm):
-        return Looked("finite: the update holds NaN, infinity or numbers beyond 1e19", 0.0, update)
-    return Looked("", norm, update)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from statistics import median
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, select
 
-from coordinator.records import jobs, requests, rounds
+from coordinator.spread import Told, spreads
 from coordinator.state import RequestState
+from coordinator.tables import jobs, requests, rounds
 from schemas.jobs import JobSpec
 
 View = dict[str, Any]
-
-CLAIM_MAX: Final = 1e15
-"""What a device says it measured, and is larger, is no measurement: it is left out."""
 
 
 def history(tables: Connection, job: str) -> list[View]:
@@ -29,7 +28,7 @@ def history(tables: Connection, job: str) -> list[View]:
     counted: dict[int, list[Row[Any]]] = {}
     for request in tables.execute(select(requests).where(requests.c.job == job).order_by(requests.c.entry)):
         asked.setdefault(request.round, []).append(request)
-        counted.setdefault(request.counted, []).append(request)
+        counted.setdefault(request.counts_in, []).append(request)
     committed = rounds.c.job == job, rounds.c.version.is_not(None), rounds.c.issued_run_s.is_not(None)
     found = tables.execute(select(rounds).where(*committed).order_by(rounds.c.version))
     return [_view(each, asked.get(each.round, []), counted.get(each.round, [])) for each in found]
@@ -62,6 +61,8 @@ def _view(round_: Row[Any], asked: list[Row[Any]], folded: list[Row[Any]]) -> Vi
         [request for request in asked if request.state == state]
         for state in (RequestState.REJECTED, RequestState.DECLINED)
     )
+    evaluation = spreads([Told(json.loads(one.evaluation), one.samples) for one in folded])
+    means = {name: found.mean for name, found in evaluation.items()}
     # A device of an asynchronous job may have trained for longer than the round lasted.
     fresh = [request.train_s for request in folded if request.round == round_.round]
     slowest_s = max(fresh, default=0.0)
@@ -77,23 +78,17 @@ def _view(round_: Row[Any], asked: list[Row[Any]], folded: list[Row[Any]]) -> Vi
         "asked": len({request.device for request in asked}),
         "staleness": [round_.round - request.round for request in folded],
         "reports": {request.device: request.samples for request in folded},
+        "cosines": {request.device: request.cosine for request in folded if request.cosine is not None},
+        "left_out": [request.device for request in folded if request.counted is False],
         "norms": {request.device: request.norm for request in folded},
         "updates": {request.device: request.content for request in folded},
         "rejected": {request.device: request.reason for request in rejected},
         "declined": {request.device: request.reason for request in declined},
         # Of the model that the round began with, on the devices' held-out parts.
-        "accuracy_before": _weighted(folded, "accuracy"),
-        "loss_before": _weighted(folded, "loss"),
+        "accuracy_before": means.get("accuracy"),
+        "loss_before": means.get("loss"),
+        "evaluation": {name: asdict(found) for name, found in evaluation.items()},
     }
-
-
-def _weighted(folded: list[Row[Any]], metric: str) -> float | None:
-    """The devices' mean of a metric, by samples."""
-    # What devices report is theirs: it may be missing, and it may be no number (JSON's null here).
-    told = [(request.samples, json.loads(request.evaluation).get(metric)) for request in folded]
-    scores = [(count, score) for count, score in told if score is not None and abs(score) <= CLAIM_MAX]
-    weight = sum(count for count, _ in scores)
-    return sum(count * score for count, score in scores) / weight if weight else None
 
 
 def overhead_median_s(rounds: list[View]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from coordinator.facts import Leaning
 from schemas.enrolment import Join
 from schemas.envelope import Order
 from schemas.events import FromDevice
@@ -67,6 +68,12 @@ class Revoke(Input, frozen=True, tag="revoke"):
     reason: str
 
 
+class Release(Input, frozen=True, tag="release"):
+    """The operator ends a device's quarantine."""
+
+    device: str
+
+
 class Submit(Input, frozen=True, tag="submit"):
     """The operator wants a job; ``parameters`` as in facts.JobSubmitted."""
 
@@ -112,6 +119,7 @@ class Checked(Input, frozen=True, tag="checked"):
     metrics: dict[str, float] = {}
     evaluation: dict[str, float] = {}
     content: bytes = b""
+    distance: float = 0.0
 
 
 class Committed(Input, frozen=True, tag="committed"):
@@ -124,6 +132,16 @@ class Committed(Input, frozen=True, tag="committed"):
     layout: bytes
     samples: int
     moments: bytes = b""
+    leanings: list[Leaning] = []
+
+
+class Evaluated(Input, frozen=True, tag="evaluated"):
+    """A version was evaluated at the coordinator, or could not be: ``problem`` says why."""
+
+    job: str
+    version: int
+    metrics: dict[str, float]
+    problem: str = ""
 
 
 class WorkFailed(Input, frozen=True, tag="work-failed"):
@@ -137,6 +155,7 @@ Recorded = (
     JoinAsked
     | Invite
     | Revoke
+    | Release
     | Submit
     | Cancel
     | Ticked
@@ -144,6 +163,7 @@ Recorded = (
     | Prepared
     | Checked
     | Committed
+    | Evaluated
     | WorkFailed
 )
 AnyInput = Recorded | DeviceSaid | UpdateCompleted

@@ -16,12 +16,12 @@ from broker.ports import Ports
 from coordinator.dead_letters import TOPIC_CHARS_MAX, DeadLetter, DeadLetters
 from coordinator.dispatch import Dispatch
 from coordinator.entries import Message
-from coordinator.fold import stored, stored_name
 from coordinator.inputs import DeviceSaid, JoinAsked, UpdateCompleted
 from coordinator.keystore import Identity
 from coordinator.ledger import Ledger
 from coordinator.state import Device
 from coordinator.store import Store
+from coordinator.stored import stored, stored_name
 from coordinator.uploads import Uploads
 from schemas import chunks, enrolment, envelope, topics
 from schemas.envelope import Envelope, open_envelope

@@ -15,7 +15,7 @@ from coordinator import receipts
 from coordinator.core import BEHAVIOUR, step
 from coordinator.effects import Effect
 from coordinator.entries import Message, Sent, Turned, encode_entry
-from coordinator.facts import AnyFact, Heard, VersionCommitted
+from coordinator.facts import AlarmRaised, AnyFact, Heard, VersionCommitted
 from coordinator.image import Recovered, encode_image
 from coordinator.inputs import AnyInput, DeviceSaid, Moment, Started, Ticked, UpdateCompleted
 from coordinator.recovery import open_recovered
@@ -113,7 +113,8 @@ class Ledger:
         if "request" in fields and (job := self.state.jobs.get(str(fields["job"]))):
             request = job.requests.get((str(fields["device"]), int(fields["request"])))
             fields |= {"round": request.round} if request else {}
-        log.info(str(fact.__struct_config__.tag).replace("-", " "), **fields)
+        say = log.warning if isinstance(fact, AlarmRaised) or fields.get("problem") else log.info
+        say(str(fact.__struct_config__.tag).replace("-", " "), **fields)
 
     def answer_again(self, job: str, request: Request) -> None:
         """Answer for an update that was received before. Behind all earlier decisions, so never too soon."""

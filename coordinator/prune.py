@@ -19,13 +19,13 @@ from broker.ports import Files, LockHeld, Ports
 from coordinator.apply import apply
 from coordinator.entries import Message, Turned, decode_entry
 from coordinator.facts import VersionCommitted
-from coordinator.fold import stored_name
 from coordinator.image import Recovered, encode_image
 from coordinator.keystore import load_identity
 from coordinator.records import reading
 from coordinator.recovery import FOLDER, open_whole
 from coordinator.snapshots import BASE, Snapshots
 from coordinator.state import ENDED_JOB, State
+from coordinator.stored import stored_name
 from schemas.codec import unpack
 from schemas.envelope import Header
 from schemas.ids import key_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coordinator import facts as f
+from coordinator import quarantine
 from coordinator.effects import Fold, SendReceipt, SendRequest
 from coordinator.inputs import Checked, UpdateCompleted
 from coordinator.rounds import advance
@@ -90,6 +91,8 @@ def judge(turn: Turn, checked: Checked) -> None:
     steps_max = job.spec.local.steps(checked.samples)
     if not problem and job.spec.server.normalised and not 1 <= checked.steps <= steps_max:
         problem = f"steps: {checked.steps} are not 1 to {steps_max}, as {checked.samples} samples take"
+    if not problem and job.spec.scaffold and checked.steps != steps_max:
+        problem = f"steps: {checked.steps} are not the {steps_max} that {checked.samples} samples take"
     problem = problem[:TEXT_CHARS_MAX]
     turn.record(
         f.UpdateJudged(
@@ -105,9 +108,11 @@ def judge(turn: Turn, checked: Checked) -> None:
             metrics=checked.metrics,
             evaluation=checked.evaluation,
             content=checked.content,
+            distance=checked.distance,
         )
     )
     turn.tell(request.device, _verdict(job.id, request))
+    quarantine.judge(turn, job, request)
     advance(turn, job)
 
 

@@ -13,13 +13,17 @@ from broker.bodies import Bodies
 from broker.ports import Ports
 from coordinator.agreement import UNKNOWN, Agreement
 from coordinator.apply import apply
+from coordinator.blockwise import Blockwise, Stored
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived, VersionCommitted
-from coordinator.fold import Expected, Folder, look
+from coordinator.fold import Expected, Folder
 from coordinator.keystore import KeyStore, load_identity
+from coordinator.looking import look
+from coordinator.negotiation import wanted_encoding
 from coordinator.recovery import open_whole
 from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store
+from coordinator.strategies import Weight, weigh
 from schemas.errors import WireError
 from schemas.ids import key_id
 
@@ -53,6 +57,11 @@ class Commit:
     def folded(self) -> list[Request]:
         """Those that the version holds."""
         return [request for request in self.received if request.state is RequestState.FOLDED]
+
+    def weight(self, request: Request) -> Weight:
+        """Of one of them."""
+        radius = self.job.round.radius if self.job.round else 0.0
+        return weigh(request, self.job.spec, radius)
 
 
 class Recording:
@@ -115,15 +124,11 @@ class Recording:
         judged = self._judged.get((job, request.device, request.number))
         return replace(request, steps=judged[1].steps) if judged else request
 
-    def open(self, folder: Folder, job: Job, request: Request) -> str:
-        """Check and open an update of the job's round into the folder's buffer; what speaks against it.
-
-        Its device's signature, its binding to the request, and its recorded norm and samples are checked.
-        """
+    def _expected(self, job: Job, request: Request) -> Expected | None:
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
         if key is None:
-            return "the key of its request was destroyed"
-        expected = Expected(
+            return None
+        return Expected(
             self._identity.federation,
             job.id,
             request.number,
@@ -131,7 +136,26 @@ class Recording:
             self.store.layout(job.id),
             key,
             self._signers[job.id, request.device, request.number],
+            wanted_encoding(job.spec, self.store.layout(job.id)),
         )
+
+    def again(self, job: Job, weighed: list[tuple[Request, Weight]]) -> Blockwise:
+        """Updates of the job's round that `open` found nothing against."""
+        stored = [
+            Stored(request.digest, expected, weight.scale)
+            for request, weight in weighed
+            if (expected := self._expected(job, request)) is not None
+        ]
+        return Blockwise(self._bodies, stored, self.store.layout(job.id).trained_count)
+
+    def open(self, folder: Folder, job: Job, request: Request) -> str:
+        """Check and open an update of the job's round into the folder's buffer; what speaks against it.
+
+        Its device's signature, its binding to the request, and its recorded norm and samples are checked.
+        """
+        expected = self._expected(job, request)
+        if expected is None:
+            return "the key of its request was destroyed"
         try:
             looked = look(folder, self._bodies, request.digest, expected)
         except OSError as error:

@@ -16,14 +16,9 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import (
     URL,
-    Column,
     Connection,
     Engine,
-    Float,
-    Integer,
-    LargeBinary,
     MetaData,
-    String,
     Table,
     bindparam,
     create_engine,
@@ -37,6 +32,7 @@ from sqlalchemy.pool import StaticPool
 
 from broker.journal import Entry, Journal, Mark
 from broker.ports import Files
+from coordinator import scores
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import (
     AnyFact,
@@ -51,77 +47,17 @@ from coordinator.facts import (
     UpdateJudged,
     UpdateReceived,
     VersionCommitted,
+    VersionEvaluated,
 )
 from coordinator.inputs import Moment
 from coordinator.recovery import FOLDER
 from coordinator.state import JobState, RequestState
+from coordinator.tables import TABLES, devices, jobs, position, requests, rounds
 
 FILE: Final = "records.db"
 FORM: Final = 2  # rises when the tables or what is put into them change
 PATIENCE_S: Final = 60.0  # while another reader brings them up to date
 log: Final = logging.getLogger(__name__)
-
-TABLES: Final = MetaData()
-
-_position = Table(
-    "position",  # one row: the entry of the log that the tables are as of
-    TABLES,
-    Column("entry", Integer, nullable=False),
-    Column("head", LargeBinary, nullable=False),
-)
-devices: Final = Table(
-    "devices",
-    TABLES,
-    Column("device", String, primary_key=True),
-    Column("entity", String, nullable=False),
-    Column("joined_wall_s", Float, nullable=False),
-    Column("revoked_wall_s", Float),
-)
-jobs: Final = Table(
-    "jobs",
-    TABLES,
-    Column("job", String, primary_key=True),
-    Column("task", String, nullable=False),
-    Column("spec", String, nullable=False),  # JSON
-    Column("state", String, nullable=False),  # of state.JobState
-    Column("reason", String, nullable=False, default=""),
-    Column("submitted_wall_s", Float, nullable=False),
-    Column("ended_wall_s", Float),
-)
-rounds: Final = Table(
-    "rounds",
-    TABLES,
-    Column("job", String, primary_key=True),
-    Column("round", Integer, primary_key=True),
-    Column("opened_wall_s", Float, nullable=False),
-    Column("issued_run_s", Float),
-    Column("version", Integer),
-    Column("model", String),  # SHA-256, hex
-    Column("committed_run_s", Float),
-    Column("committed_wall_s", Float),
-)
-requests: Final = Table(
-    "requests",
-    TABLES,
-    Column("job", String, primary_key=True),
-    Column("device", String, primary_key=True),
-    Column("request", Integer, primary_key=True),
-    Column("round", Integer, nullable=False, index=True),
-    Column("issued_wall_s", Float, nullable=False),
-    Column("state", String, nullable=False),  # of state.RequestState
-    Column("entry", Integer, nullable=False),  # that gave it this state
-    Column("reason", String, nullable=False, default=""),
-    Column("text", String, nullable=False, default=""),
-    Column("received_wall_s", Float),
-    Column("samples", Integer),
-    Column("steps", Integer),
-    Column("train_s", Float),
-    Column("norm", Float),
-    Column("content", String),  # SHA-256 of the update, hex
-    Column("metrics", String),  # JSON, as the device said
-    Column("evaluation", String),  # JSON, of the model that the round began with, as the device said
-    Column("counted", Integer, index=True),  # the round whose version holds its update
-)
 
 _JOB = update(jobs).where(jobs.c.job == bindparam("of_job"))
 _ROUND = update(rounds).where(rounds.c.job == bindparam("of_job"), rounds.c.round == bindparam("of_round"))
@@ -133,7 +69,7 @@ _REQUEST = update(requests).where(
 _COUNTED = update(requests).where(
     requests.c.job == bindparam("of_job"),
     requests.c.state == RequestState.FOLDED,
-    requests.c.counted.is_(None),
+    requests.c.counts_in.is_(None),
 )
 _DEVICE = update(devices).where(devices.c.device == bindparam("of_device"))
 
@@ -194,9 +130,10 @@ def _follow(connection: Connection, files: Files, folder: Path, federation: byte
     try:
         if mark is None:
             _begin_anew(connection)
+        scores.make(connection)  # came later, with its facts: what is there is as it would be
         for logged in journal.entries(mark.index if mark else 0):
             _apply(connection, logged)
-        connection.execute(update(_position).values(entry=journal.count, head=journal.head))
+        connection.execute(update(position).values(entry=journal.count, head=journal.head))
     finally:
         journal.close()
 
@@ -207,7 +144,7 @@ def _mark(connection: Connection) -> Mark | None:
         return None
     if connection.exec_driver_sql("PRAGMA user_version").scalar() != FORM:
         return None
-    found = connection.execute(select(_position)).one_or_none()
+    found = connection.execute(select(position)).one_or_none()
     return Mark(found.entry, found.head) if found and found.entry else None
 
 
@@ -215,7 +152,7 @@ def _begin_anew(connection: Connection) -> None:
     for name in inspect(connection).get_table_names():
         Table(name, MetaData()).drop(connection)
     TABLES.create_all(connection)
-    connection.execute(insert(_position).values(entry=0, head=b""))
+    connection.execute(insert(position).values(entry=0, head=b""))
     connection.exec_driver_sql(f"PRAGMA user_version = {FORM}")
 
 
@@ -249,7 +186,10 @@ def _put(connection: Connection, fact: AnyFact, at: Moment, index: int) -> None:
             times = {"committed_run_s": at.run_s, "committed_wall_s": at.wall_s}
             row = {"version": fact.version, "model": fact.model.hex()} | times
             connection.execute(_ROUND, {"of_job": fact.job, "of_round": fact.round} | row)
-            connection.execute(_COUNTED, {"of_job": fact.job, "counted": fact.round})
+            connection.execute(_COUNTED, {"of_job": fact.job, "counts_in": fact.round})
+            for one in fact.leanings:
+                key = {"of_job": fact.job, "of_device": one.device, "of_request": one.request}
+                connection.execute(_REQUEST, key | {"cosine": one.cosine, "counted": one.counted})
         case RequestsIssued():
             _issue(connection, fact, at, index)
         case RequestAccepted():
@@ -262,6 +202,8 @@ def _put(connection: Connection, fact: AnyFact, at: Moment, index: int) -> None:
             connection.execute(_REQUEST, _of(fact) | row)
         case UpdateJudged():
             connection.execute(_REQUEST, _of(fact) | _judged(fact, index))
+        case VersionEvaluated():
+            scores.keep(connection, fact)
         case _:
             pass
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from broker.ports import Ports
-from coordinator.fold import Folder
+from coordinator.blockwise import leanings
+from coordinator.fold import Folder, Unfit
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Job
 from coordinator.state import Version as Known
-from coordinator.strategies import Moments, begun, digest_of, server_optimiser, weigh
+from coordinator.strategies import Moments, aggregation, begun, digest_of, server_optimiser
 
 Version = dict[str, Any]
 
@@ -128,7 +129,7 @@ class Refold:
 
     def _fold(self, commit: Commit) -> tuple[int, list[str]]:
         layout = self._recording.store.layout(self._job)
-        optimiser = server_optimiser(commit.job.spec.server)
+        optimiser = server_optimiser(commit.job.spec.server, commit.fact.version)
         if self._moments is None:
             self._moments = begun(optimiser, layout.trained_count)
         if self._model is None and self._follows is not None:
@@ -138,15 +139,30 @@ class Refold:
                 return 0, [f"the version before: {error}"]
         folder = self._folder = self._folder or Folder(layout)
         folder.clear()
-        problems = []
+        if commit.job.spec.server.clip_centre:
+            folder.centre = self._moments[-1]
+        problems, weighed = [], []
+        rule = aggregation(commit.job.spec.server)
         for request in commit.folded:
             problem = self._recording.open(folder, commit.job, request)
+            if not problem and folder.distance() != request.distance:
+                problem = "its distance to the last round's change is not the recorded one"
             if problem:
                 problems.append(f"device {request.device}, request {request.number}: {problem}")
             else:
-                folder.add(weigh(request, commit.job.spec))
+                weighed.append((request, commit.weight(request)))
+                (folder.count if rule else folder.add)(weighed[-1][1])
+        if rule and weighed:
+            try:
+                told = folder.aggregate(rule, self._recording.again(commit.job, weighed))
+            except (Unfit, OSError) as error:
+                return 0, [f"an update, read again: {error}"]
+            if not problems and leanings([each for each, _ in weighed], told) != commit.fact.leanings:
+                problems.append("how the updates lean towards the round's change differs")
         if folder.samples:
-            self._model = folder.finish(self._model or b"", optimiser, self._moments)
+            self._model = folder.finish(
+                self._model or b"", optimiser, self._moments, commit.job.spec.population
+            )
             if digest_of(self._moments) != commit.fact.moments:
                 problems.append("what the server optimiser keeps for the next round differs")
         return folder.folded, problems

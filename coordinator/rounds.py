@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 
-from coordinator import asking, buffered
+from coordinator import asking, buffered, evaluation
 from coordinator import facts as f
 from coordinator.cohort import eligible, select
 from coordinator.effects import Commit, Fold, MakeInitial, SendModel, SendRequest, ShutOut
-from coordinator.inputs import Cancel, Committed, Submit, WorkFailed
+from coordinator.inputs import Cancel, Committed, Evaluated, Submit, WorkFailed
 from coordinator.state import (
     ENDED_JOB,
     OPEN_REQUEST,
@@ -59,6 +59,7 @@ def commit(turn: Turn, outcome: Committed) -> None:
     job = turn.state.jobs[outcome.job]
     if job.state in ENDED_JOB or len(job.versions) != outcome.version:
         return
+    evaluation.by_devices(turn, job)
     turn.record(
         f.VersionCommitted(
             job=job.id,
@@ -68,12 +69,29 @@ def commit(turn: Turn, outcome: Committed) -> None:
             layout=outcome.layout,
             samples=outcome.samples,
             moments=outcome.moments,
+            leanings=outcome.leanings,
         )
     )
     if job.rounds_done >= job.spec.rounds:
         _end(turn, job, JobState.FINISHED, f"{job.rounds_done} rounds")
-    else:
+    elif not _over(turn, job):
+        evaluation.order_due(turn, job)
         advance(turn, job)
+
+
+def evaluated(turn: Turn, outcome: Evaluated) -> None:
+    """What a version scores at the coordinator is known, or that it cannot be: the job may end."""
+    job = turn.state.jobs[outcome.job]
+    if evaluation.at_coordinator(turn, job, outcome) and job.state is JobState.RUNNING:
+        _over(turn, job)
+
+
+def _over(turn: Turn, job: Job) -> bool:
+    """End the job if it is good enough, gets no better, or went wrong."""
+    ending = evaluation.ending(job)
+    if ending is not None:
+        _end(turn, job, *ending)
+    return ending is not None
 
 
 def advance_all(turn: Turn) -> None:
@@ -102,7 +120,7 @@ def _open(turn: Turn, job: Job) -> None:
     if len(candidates) < (job.spec.cohort if patient else job.spec.min_reports):
         return
     number = job.rounds_done + 1
-    cohort = select(job, number, 0, candidates, job.spec.cohort)
+    cohort = select(job, number, 0, candidates, job.spec.cohort, turn.state.devices)
     turn.record(f.RoundOpened(job=job.id, round=number, base=job.versions[-1].model, cohort=cohort))
     asking.prepare(turn, job, number, cohort)
 
@@ -123,8 +141,7 @@ def _close_or_extend(turn: Turn, job: Job, round_: Round) -> None:
         if overdue:
             _extend(turn, job, round_, job.spec.cohort - folded)
         return
-    turn.record(f.RoundClosed(job=job.id, round=round_.number, reason=reason))
-    turn.order(Commit(job.id, round_.number))
+    asking.close(turn, job, round_, reason)
 
 
 def _extend(turn: Turn, job: Job, round_: Round, wanted: int) -> None:
@@ -134,7 +151,9 @@ def _extend(turn: Turn, job: Job, round_: Round, wanted: int) -> None:
         if request.state in OPEN_REQUEST or request.state is RequestState.FOLDED
     }
     candidates = [device for device in eligible(turn.state, job) if device not in busy]
-    asking.extend(turn, job, round_, select(job, round_.number, len(round_.requests), candidates, wanted))
+    attempt = len(round_.requests)
+    devices = select(job, round_.number, attempt, candidates, wanted, turn.state.devices)
+    asking.extend(turn, job, round_, devices)
 
 
 def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
@@ -164,6 +183,7 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
             )
     for device in sorted(job.newest):
         turn.tell(device, JobFinished(job=job.id, state=state, version=len(job.versions) - 1))
+    evaluation.order_due(turn, job)
 
 
 def offer_newest(turn: Turn, device: str, name: str) -> None:
@@ -187,6 +207,7 @@ def resume(turn: Turn) -> None:
     for job in turn.state.jobs.values():
         if job.state is JobState.PREPARING:
             turn.order(MakeInitial(job.id))
+        evaluation.order_due(turn, job)
         round_ = job.round
         if round_ is None:
             continue

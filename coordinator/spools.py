@@ -11,7 +11,7 @@ from pathlib import Path
 from broker.bodies import Bodies
 from broker.ports import Files
 from broker.transfer import Spool
-from coordinator.fold import read_envelope, stored, stored_name
+from coordinator.stored import read_envelope, stored, stored_name
 from schemas.envelope import Envelope, chunk_digests
 from schemas.errors import WireError
 

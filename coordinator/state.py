@@ -85,6 +85,7 @@ class Request:
     norm: float = 0.0
     samples: int = 0
     steps: int = 0
+    distance: float = 0.0
     train_s: float = 0.0
     evaluation: dict[str, float] = field(default_factory=dict)
     into: int = 0  # the later round that its update counts in (asynchronous jobs); 0: its own
@@ -113,6 +114,7 @@ class Round:
     order: list[Request] = field(default_factory=list)
     closed: bool = False
     later: list[Request] = field(default_factory=list)
+    radius: float = 0.0  # that clips; 0: the job's clip_norm
 
     def count(self, *states: RequestState) -> int:
         return len([request for request in self.requests if request.state in states])
@@ -128,6 +130,48 @@ class Version:
     layout: bytes
     samples: int
     moments: bytes = b""
+
+
+@dataclass(slots=True)
+class Trend:
+    """Of a number that should not grow from version to version: it rose ``rises`` times in a row; ``above``:
+    it is far above its least."""
+
+    last: float
+    least: float
+    rises: int = 0
+    above: bool = False
+
+
+@dataclass(slots=True)
+class Alarm:
+    """As in facts.AlarmRaised."""
+
+    version: int
+    source: str
+    kind: str
+    value: float
+    bound: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """How good a job's versions are, where the job asks (``[evaluation]``); nothing where it does not.
+
+    ``mark`` is the score that must be bettered by ``min_delta``, and was not in ``stale`` versions. Of what
+    was measured, ``known`` has "source/metric", and ``missing`` those that the newest version lacks.
+    """
+
+    best: int = -1
+    best_score: float = 0.0
+    mark: float = 0.0
+    stale: int = 0
+    tried: int = -1  # the newest version that was evaluated at the coordinator, or could not be
+    problem: str = ""  # why it could not be
+    known: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    trends: dict[str, Trend] = field(default_factory=dict)
+    alarms: list[Alarm] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -149,6 +193,12 @@ class Job:
     epoch_spoilt: bool = False  # somebody who knows the key was revoked
     carried: list[Request] = field(default_factory=list)
     """From a round that became a version to the one that is opened in the same turn (asynchronous jobs)."""
+    radius: float = 0.0  # of the next round
+    progress: Progress = field(default_factory=Progress)
+    strikes: dict[str, int] = field(default_factory=dict)  # device → rejections in a row, for what they held
+    quarantine: dict[str, int] = field(
+        default_factory=dict
+    )  # device → the last round that it is not asked in
 
     @property
     def rounds_done(self) -> int:
@@ -173,6 +223,10 @@ class Job:
         number = round_.number + round_.closed
         late = number > self.spec.rounds or number - request.round > self.spec.asynchronous.staleness_max
         return 0 if late else number
+
+    def quarantined(self, device: str) -> bool:
+        """Whether the next round, or the open one, does not ask the device."""
+        return self.quarantine.get(device, 0) > self.rounds_done
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from broker.ports import Ports
 from broker.transfer import Credits, Spool
 from coordinator.dispatch import Dispatch
 from coordinator.ledger import Ledger
+from coordinator.negotiation import update_sizes
 from coordinator.spools import Begun, Spools
 from coordinator.state import OPEN_REQUEST, Request
 from coordinator.store import Store
@@ -111,9 +112,10 @@ class Uploads:
         Raises `LayoutMismatch` when it cannot be an update of this job.
         """
         clear = received.clear
-        expected = 4 * self._store.layout(job).trained_count
-        if clear.content_bytes != expected:
-            raise LayoutMismatch(f"an update of {clear.content_bytes} bytes where the layout has {expected}")
+        sizes = update_sizes(self._ledger.state.jobs[job].spec, self._store.layout(job))
+        if clear.content_bytes not in sizes:
+            has = " or ".join(str(size) for size in sizes)
+            raise LayoutMismatch(f"an update of {clear.content_bytes} bytes where the layout has {has}")
         key = device, received.transfer
         if key in self._busy or key in self._opening:
             return None

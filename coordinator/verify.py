@@ -16,12 +16,12 @@ from coordinator.agreement import UNKNOWN, Agreement
 from coordinator.claims import Claims
 from coordinator.entries import Message, Turned, decode_entry
 from coordinator.facts import AnyFact, Joined, UpdateJudged
-from coordinator.fold import read_envelope, stored_name
 from coordinator.image import Recovered, decode_image, encode_image
 from coordinator.keystore import RequestKeys
 from coordinator.recovery import FOLDER, follow_entry
 from coordinator.snapshots import BASE, Snapshot, Snapshots
 from coordinator.state import State
+from coordinator.stored import read_envelope, stored_name
 from schemas.codec import unpack
 from schemas.envelope import Envelope, Header, chunk_digests
 from schemas.errors import WireError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator.state import Job, State
+from coordinator.evaluation import ALARMS, due
+from coordinator.state import ENDED_JOB, Alarm, Job, State
 
 View = dict[str, Any]
 
@@ -21,6 +22,11 @@ def devices(state: State) -> list[View]:
             "memory_bytes": device.status.memory_bytes if device.status else None,
             "tasks": device.status.tasks if device.status else [],
             "folded": device.folded,
+            "quarantine": {
+                job.id: job.quarantine[device.id]
+                for job in state.jobs.values()
+                if job.state not in ENDED_JOB and job.quarantined(device.id)
+            },
         }
         for _, device in sorted(state.devices.items())
     ]
@@ -42,7 +48,40 @@ def summary(job: Job) -> View:
         "rounds": job.spec.rounds,
         "version": len(job.versions) - 1,
         "model": job.versions[-1].model.hex() if job.versions else "",
+        "evaluation": _evaluation(job),
     }
+
+
+def _evaluation(job: Job) -> View | None:
+    """What is known of how good the versions are; None of a job that does not ask."""
+    settings, progress = job.spec.evaluation, job.progress
+    if settings is None:
+        return None
+    best = {"version": progress.best, "score": progress.best_score} if progress.best >= 0 else None
+    return {
+        "metric": settings.metric,
+        "mode": "min" if settings.least_is_best else "max",
+        "by": settings.source,
+        "best": best,
+        "without_improvement": progress.stale,
+        "waiting": due(job),
+        "problem": progress.problem,
+        "alarms": [_alarm(alarm) for alarm in progress.alarms],
+    }
+
+
+def _alarm(alarm: Alarm) -> View:
+    words = ALARMS.get(alarm.kind, alarm.kind).format(value=alarm.value, bound=alarm.bound)
+    return {"version": alarm.version, "by": alarm.source, "kind": alarm.kind, "text": words}
+
+
+def alarms(state: State) -> list[View]:
+    """Every alarm of the jobs that have not ended."""
+    found: list[View] = []
+    for job in state.jobs.values():
+        if job.state not in ENDED_JOB:
+            found += [{"job": job.id} | _alarm(alarm) for alarm in job.progress.alarms]
+    return found
 
 
 def job(state: State, name: str) -> View | None:
@@ -55,6 +94,7 @@ def job(state: State, name: str) -> View | None:
         {"version": version.number, "round": version.round, "model": version.model.hex()}
         for version in known.versions
     ]
+    view["quarantine"] = {name: until for name, until in known.quarantine.items() if known.quarantined(name)}
     if known.round:
         view["open_round"] = {
             "round": known.round.number,

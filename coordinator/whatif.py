@@ -19,9 +19,9 @@ rare data may pull against the others as well: its place is a reason to look, no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace as replace_field
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -29,11 +29,20 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from coordinator.fold import BLOCK, Folder
+from coordinator.fold import Folder
+from coordinator.recorded import base_of, model_of, moments_before, open_again
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Request, RequestState
-from coordinator.store import Altered
-from coordinator.strategies import Moments, ServerOptimiser, Weight, begun, server_optimiser, weigh
+from coordinator.strategies import (
+    Moments,
+    Weight,
+    aggregation,
+    begun,
+    radius_after,
+    server_optimiser,
+    weigh,
+)
+from coordinator.vectors import cosine, norm, step
 from schemas.errors import JobRefused
 from schemas.jobs import AsyncSettings, JobSpec, ServerSettings
 
@@ -73,11 +82,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         server = self.server or spec.server
         return server if self.clip_norm is None else replace(server, clip_norm=self.clip_norm)
 
-    def weigh(self, request: Request, spec: JobSpec) -> Weight:
+    def rules(self, spec: JobSpec) -> JobSpec:
+        """The job as its updates are weighed."""
+        asynchronous = self.asynchronous or spec.asynchronous
+        return replace(spec, server=self.rule(spec), asynchronous=asynchronous)
+
+    def weigh(self, request: Request, spec: JobSpec, radius: float) -> Weight:
         """What an update counts."""
-        rules = replace(spec, server=self.rule(spec), asynchronous=self.asynchronous or spec.asynchronous)
-        weight = weigh(request, rules)
-        return weight if self.weights == "samples" else Weight(1, weight.scale, weight.effort)
+        weight = weigh(request, self.rules(spec), radius)
+        return weight if self.weights == "samples" else replace_field(weight, samples=1)
 
 
 def parse_settings(document: dict[str, Any], spec: JobSpec) -> Settings:
@@ -120,7 +133,7 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
     be read, or a name in ``leave_out`` is no device's.
     """
     drift: NDArray[np.float64] | None = None
-    layout, skipped = None, job not in recording.incomplete
+    radius, layout, skipped = 0.0, None, job not in recording.incomplete
     moments: Moments | None = None
     for commit in recording.commits(job):
         if until and commit.fact.version > until:
@@ -129,20 +142,21 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
             skipped = True
             continue
         layout = layout or recording.store.layout(job)
-        recorded = _model(recording, job, commit.fact.model)
-        base = recorded if commit.fact.round == 0 else _model(recording, job, _base(commit))
-        optimiser = server_optimiser(settings.rule(commit.job.spec))
+        recorded = model_of(recording, job, commit.fact.model)
+        base = recorded if commit.fact.round == 0 else model_of(recording, job, base_of(commit))
+        optimiser = server_optimiser(settings.rule(commit.job.spec), commit.fact.version)
         if settings.server is None or settings.server == commit.job.spec.server:
-            moments = _moments(recording, commit, optimiser)
+            moments = moments_before(recording, commit, optimiser)
         elif moments is None:
             moments = begun(optimiser, layout.trained_count)
         folder = Folder(layout)
         received = [recording.with_steps(job, each) for each in commit.received]
         chosen = [each for each in received if settings.takes(each, commit.job.spec)]
-        for request in chosen:
-            _open(recording, folder, commit, request)
-            folder.add(settings.weigh(request, commit.job.spec))
-        other = bytes(folder.finish(base, optimiser, moments)) if folder.samples else base
+        folder.centre = moments[-1] if settings.rule(commit.job.spec).clip_centre else None
+        radius = _fold(recording, folder, commit, chosen, settings, radius)
+        other, population = base, commit.job.spec.population
+        if folder.samples:
+            other = bytes(folder.finish(base, optimiser, moments, population))
         if folder.samples and folder.overflowed:
             raise NothingToReplay(
                 f"under these settings round {commit.fact.round} of job {job} takes the model beyond the "
@@ -156,9 +170,9 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
             "recorded_updates": len(commit.folded),
             "left_out": left,
         }
-        was, now = (_step(base, model, layout.trained_count) for model in (recorded, other))
+        was, now = (step(base, model, layout.trained_count) for model in (recorded, other))
         drift = now - was if drift is None else drift + (now - was)
-        yield Parted(row | _parted(was, now) | {"drift": _norm(drift)}, recorded, other)
+        yield Parted(row | _parted(was, now) | {"drift": norm(drift)}, recorded, other)
     if drift is None:
         raise NothingToReplay(f"{recording.directory} records no version of job {job} that can be made again")
     unknown = sorted(set(settings.leave_out) - recording.state.devices.keys())
@@ -166,11 +180,40 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
         raise NothingToReplay(f"leave_out: {recording.directory} knows no device {', '.join(unknown)}")
 
 
+def _fold(
+    recording: Recording,
+    folder: Folder,
+    commit: Commit,
+    chosen: list[Request],
+    settings: Settings,
+    radius: float,
+) -> float:
+    """What clips in the next round."""
+    spec, server = commit.job.spec, settings.rule(commit.job.spec)
+    if server == spec.server and commit.job.round:
+        radius = commit.job.round.radius
+    if 0 < len(chosen) < server.reports_min:
+        raise NothingToReplay(
+            f"round {commit.fact.round} of job {commit.job.id} has {len(chosen)} updates under these "
+            f"settings, and aggregation {server.aggregation} needs {server.reports_min}: lower trim or "
+            f"byzantine in [server], or choose another rule"
+        )
+    rule, weighed = aggregation(server), []
+    for request in chosen:
+        open_again(recording, folder, commit, request)
+        measured = replace_field(request, distance=folder.distance())
+        weighed.append((measured, settings.weigh(measured, spec, radius)))
+        (folder.count if rule else folder.add)(weighed[-1][1])
+    if rule and weighed:
+        folder.aggregate(rule, recording.again(commit.job, weighed))
+    return radius_after([request for request, _ in weighed], settings.rules(spec), radius)
+
+
 def _parted(was: NDArray[np.float64], now: NDArray[np.float64]) -> Row:
     """How far: ``relative`` is to the length of the recorded step; the cosine is of the two steps."""
-    step, distance = _norm(was), _norm(now - was)
-    relative = distance / step if step else 0.0
-    return {"distance": distance, "step": step, "relative": relative, "cosine": _cosine(was, now)}
+    length, distance = norm(was), norm(now - was)
+    relative = distance / length if length else 0.0
+    return {"distance": distance, "step": length, "relative": relative, "cosine": cosine(was, now)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,27 +235,36 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
             break
     else:
         raise NothingToReplay(f"{recording.directory} records no version of job {job} made by round {round_}")
-    base = _model(recording, job, _base(commit))
-    recorded = _model(recording, job, commit.fact.model)
+    base = model_of(recording, job, base_of(commit))
+    recorded = model_of(recording, job, commit.fact.model)
     layout = recording.store.layout(job)
-    step = _step(base, recorded, layout.trained_count)
+    moved = step(base, recorded, layout.trained_count)
     folder = Folder(layout)
-    optimiser = server_optimiser(commit.job.spec.server)
+    optimiser = server_optimiser(commit.job.spec.server, commit.fact.version)
+    if (rule := commit.job.spec.server.aggregation) != "mean":
+        raise NothingToReplay(
+            f"job {job} makes its rounds by {rule}, and a version without one update follows only from a "
+            f"mean: try `replay --what-if` with leave_out"
+        )
     if len(commit.folded) < 2:
         raise NothingToReplay(
             f"round {round_} of job {job} folded one update: there is nobody to compare it with"
         )
     for request in commit.folded:
-        _open(recording, folder, commit, request)
-        folder.add(weigh(request, commit.job.spec))
-    total, samples, efforts, found = folder.total(), folder.samples, folder.efforts, []
+        open_again(recording, folder, commit, request)
+        folder.add(commit.weight(request))
+    total, samples, efforts, drawn = folder.total(), folder.samples, folder.efforts, folder.drawn
+    kept = moments_before(recording, commit, optimiser).astype(np.float64)
+    found = []
     for request in commit.folded:
-        _open(recording, folder, commit, request)
-        change, weight = folder.opened.astype(np.float64), weigh(request, commit.job.spec)
+        open_again(recording, folder, commit, request)
+        change, weight = folder.opened.astype(np.float64), commit.weight(request)
         others = (total - weight.of_change * change) / (samples - weight.samples)
         others *= (efforts - weight.samples * weight.effort) / (samples - weight.samples)
+        if commit.job.spec.server.clip_centre:
+            others += kept[-1] * ((drawn - weight.of_centre) / (samples - weight.samples))
         stepped = others.copy()
-        optimiser.step(stepped, _moments(recording, commit, optimiser).astype(np.float64))
+        optimiser.step(stepped, kept.copy())
         without = bytearray(base)
         trained = np.frombuffer(without, dtype="<f4", count=layout.trained_count)
         np.copyto(trained, trained + stepped, casting="same_kind")
@@ -221,70 +273,9 @@ def blame(recording: Recording, job: str, round_: int) -> tuple[bytes, list[Blam
             "samples": weight.samples,
             "share": weight.samples / samples,
             "norm": request.norm,
-            "cosine": _cosine(change, others),
-            "change": _norm(stepped - step),
-            "relative": _norm(stepped - step) / (_norm(step) or 1.0),
+            "cosine": cosine(change, others),
+            "change": norm(stepped - moved),
+            "relative": norm(stepped - moved) / (norm(moved) or 1.0),
         }
         found.append(Blamed(row, bytes(without)))
     return recorded, sorted(found, key=lambda each: each.row["cosine"] or 0.0)
-
-
-def _model(recording: Recording, job: str, digest: bytes) -> bytes:
-    try:
-        return recording.store.model(job, digest)
-    except Altered as error:
-        raise NothingToReplay(str(error)) from error
-    except OSError as error:
-        raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
-
-
-def _moments(recording: Recording, commit: Commit, optimiser: ServerOptimiser) -> Moments:
-    """What the job's optimiser had kept before a recorded version."""
-    moments = begun(optimiser, recording.store.layout(commit.job.id).trained_count)
-    try:
-        for version in commit.job.versions[-1:]:
-            recording.store.read_moments(commit.job.id, version.number, version.moments, moments)
-    except Altered as error:
-        raise NothingToReplay(str(error)) from error
-    except OSError as error:
-        raise NothingToReplay(f"{error}; restore {recording.directory} from a backup") from error
-    return moments
-
-
-def _base(commit: Commit) -> bytes:
-    if commit.job.round is None:
-        raise NothingToReplay(f"version {commit.fact.version} of job {commit.job.id} was made by no round")
-    return commit.job.round.base
-
-
-def _open(recording: Recording, folder: Folder, commit: Commit, request: Request) -> None:
-    problem = recording.open(folder, commit.job, request)
-    if recording.wrong:
-        problem = f"log entry {recording.wrong.entry} is wrong ({recording.wrong.what})"
-    if problem:
-        raise NothingToReplay(
-            f"device {request.device}, request {request.number} of job {commit.job.id}: {problem}; "
-            f"`fedbus-coordinator replay {recording.directory}` tells what is whole"
-        )
-
-
-def _step(base: bytes, model: bytes, count: int) -> NDArray[np.float64]:
-    """From one model to the other, over the trained coordinates."""
-    first, second = (np.frombuffer(data, dtype="<f4", count=count) for data in (base, model))
-    step: NDArray[np.float64] = second.astype(np.float64) - first
-    return step
-
-
-def _inner(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Block by block: `np.dot` would give other bits on other processors."""
-    return math.fsum(float(np.sum(a[at : at + BLOCK] * b[at : at + BLOCK])) for at in range(0, len(a), BLOCK))
-
-
-def _norm(a: NDArray[np.float64]) -> float:
-    return math.sqrt(_inner(a, a))
-
-
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    """None where one of them is nothing."""
-    sizes = _norm(a) * _norm(b)
-    return _inner(a, b) / sizes if sizes else None

@@ -11,18 +11,20 @@ from pathlib import Path
 
 from broker.bodies import Bodies
 from broker.ports import Ports
-from broker.worker import WorkerFailed, WorkerLink
+from coordinator.blockwise import Blockwise, Stored, leanings
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare
-from coordinator.fold import Expected, Folder, Looked, look
+from coordinator.facts import Leaning
+from coordinator.fold import Expected, Folder, Unfit
+from coordinator.initial import make_initial
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
+from coordinator.looking import Looked, look
+from coordinator.negotiation import wanted_encoding
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
-from coordinator.strategies import begun, server_optimiser, weigh
-from schemas.errors import LayoutMismatch
+from coordinator.strategies import Moments, Weight, aggregation, begun, server_optimiser, weigh
 from schemas.ids import key_id
-from schemas.work import Made, Make, Problem
 
 Work = Fold | Commit | Prepare | MakeInitial
 
@@ -113,6 +115,8 @@ class Works:
         if request is None or not _counts_now(job, request):
             return
         folder = self._folder(job)
+        if job.spec.server.clip_centre and folder.centre is None:
+            folder.centre = (await self._ports.offload.run(self._moments, job))[-1].copy()
         looked = await self._look(folder, job, request)
         if not _counts_now(job, request):
             return  # its buffer was closed meanwhile; the next one has it
@@ -127,7 +131,8 @@ class Works:
                     f"read again ({looked.problem}): the bodies in {self._directory} are damaged; "
                     f"restore them from a backup"
                 )
-            folder.add(weigh(request, job.spec))
+            add = folder.count if aggregation(job.spec.server) else folder.add
+            add(_weight(job, request))
 
     def _folder(self, job: Job) -> Folder:
         round_ = job.round.number if job.round else 0
@@ -139,18 +144,21 @@ class Works:
         return self._folders[job.id]
 
     async def _look(self, folder: Folder, job: Job, request: Request) -> Looked:
+        expected = self._expected(job, request)
+        if expected is None:
+            return Looked(problem="key: the request's key was destroyed")
+        return await self._ports.offload.run(look, folder, self._bodies, request.digest, expected)
+
+    def _expected(self, job: Job, request: Request) -> Expected | None:
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
         if key is None:
-            return Looked(problem="key: the request's key was destroyed")
-        expected = Expected(
-            self._identity.federation,
-            job.id,
-            request.number,
-            job.base(request).model,
-            self._store.layout(job.id),
-            key,
+            return None
+        layout = self._store.layout(job.id)
+        base = job.base(request).model
+        encoding = wanted_encoding(job.spec, layout)
+        return Expected(
+            self._identity.federation, job.id, request.number, base, layout, key, encoding=encoding
         )
-        return await self._ports.offload.run(look, folder, self._bodies, request.digest, expected)
 
     async def _commit(self, order: Commit) -> None:
         job = self._job(order.job)
@@ -161,7 +169,7 @@ class Works:
         if made is None:
             self._ledger.submit(WorkFailed(job=job.id, text=_overflow(job, order.round)))
             return
-        model, moments = made
+        model, moments, leaned = made
         version = len(job.versions)
         await self._ports.offload.run(
             self._store.offer, job.id, version, model, base, job.epoch, job.spec.chunk_bytes
@@ -176,59 +184,62 @@ class Works:
                 layout=self._store.layout(job.id).digest(),
                 samples=folder.samples,
                 moments=moments,
+                leanings=leaned,
             )
         )
 
-    def _finish(self, folder: Folder, job: Job) -> tuple[bytes, bytes] | None:
-        """The digests of the next version and of what the server optimiser keeps; both are durable. None if
-        they overflowed: nothing is written."""
+    def _finish(self, folder: Folder, job: Job) -> tuple[bytes, bytes, list[Leaning]] | None:
+        """The digests of the next version and of what the server optimiser keeps, which are both durable, and
+        how the updates lean. None if they overflowed: nothing is written."""
         last = job.versions[-1]
-        optimiser = server_optimiser(job.spec.server)
-        moments = begun(optimiser, self._store.layout(job.id).trained_count)
-        self._store.read_moments(job.id, last.number, last.moments, moments)
-        model = folder.finish(self._store.model(job.id, last.model), optimiser, moments)
+        moments, leaned = self._moments(job), list[Leaning]()
+        if rule := aggregation(job.spec.server):
+            try:
+                requests, updates = self._updates(job)
+                leaned = leanings(requests, folder.aggregate(rule, updates))
+            except Unfit as error:
+                raise RuntimeError(
+                    f"an update of round {last.round + 1} of job {job.id} cannot be read again ({error}): "
+                    f"the bodies in {self._directory} are damaged; restore them from a backup"
+                ) from error
+        optimiser = server_optimiser(job.spec.server, last.number + 1)
+        base = self._store.model(job.id, last.model)
+        model = folder.finish(base, optimiser, moments, job.spec.population)
         if folder.overflowed:
             return None
         kept = self._store.put_moments(job.id, last.number + 1, moments)
-        return self._store.put_model(job.id, [model]), kept
+        return self._store.put_model(job.id, [model]), kept, leaned
+
+    def _moments(self, job: Job) -> Moments:
+        """What the server optimiser kept after the newest version."""
+        last = job.versions[-1]
+        moments = begun(server_optimiser(job.spec.server), self._store.layout(job.id).trained_count)
+        self._store.read_moments(job.id, last.number, last.moments, moments)
+        return moments
+
+    def _updates(self, job: Job) -> tuple[list[Request], Blockwise]:
+        """The round's folded ones."""
+        requests, stored = [], []
+        for request in job.round.order if job.round else []:
+            expected = self._expected(job, request)
+            if request.state is RequestState.FOLDED and expected is not None:
+                requests.append(request)
+                stored.append(Stored(request.digest, expected, _weight(job, request).scale))
+        return requests, Blockwise(self._bodies, stored, self._store.layout(job.id).trained_count)
 
     async def _make(self, order: MakeInitial) -> None:
         job = self._job(order.job)
-        draft = self._directory / "work" / f"{job.id}.initial"
-        await self._ports.offload.run(self._ports.files.make_dir, draft.parent)
-        make = Make(
-            task=job.spec.task,
-            config=job.spec.config,
-            seed=job.spec.seed,
-            job=job.id,
-            parameters=job.parameters,
-            out=str(draft),
-        )
-        try:
-            async with WorkerLink(self._ports, stderr=draft.with_suffix(".log")) as worker:
-                made = await worker.call(make)
-        except WorkerFailed as error:
-            made = Problem(code=error.code, text=str(error))
-        if not isinstance(made, Made):
-            self._ledger.submit(WorkFailed(job=job.id, text=f"no initial model: {made.text}"))
-            return
-        try:
-            await self._ports.offload.run(self._store.put_layout, made.layout)
-        except LayoutMismatch as error:
-            self._ledger.submit(WorkFailed(job=job.id, text=f"no initial model: {error}"))
-            return
-        data = await self._ports.offload.run(self._ports.files.read, draft)
-        model = await self._ports.offload.run(self._store.put_model, job.id, [data])
-        self._ports.files.remove(draft)
+        made = await make_initial(job, self._ports, self._store, self._directory / "work")
         if job.state is JobState.PREPARING:
-            layout = made.layout.digest()
-            self._ledger.submit(
-                Committed(job=job.id, version=0, round=0, model=model, layout=layout, samples=0)
-            )
+            self._ledger.submit(made)
 
 
 def _counts_now(job: Job, request: Request) -> bool:
     return job.round is not None and job.round.number == request.counts_in
+
+
+def _weight(job: Job, request: Request) -> Weight:
+    return weigh(request, job.spec, job.round.radius if job.round else 0.0)
 
 
 def _overflow(job: Job, round_: int) -> str:
@@ -249,6 +260,7 @@ def _checked(order: Fold, looked: Looked) -> Checked:
         request=order.request,
         problem=looked.problem,
         norm=looked.norm,
+        distance=looked.distance,
         samples=update.samples,
         steps=update.steps,
         train_s=update.train_s,

@@ -91,7 +91,13 @@ class Agent:
         self._gate = Gate(ports.files, identity, self._ledger, config, installed)
         self._presence = Presence(ports.files, identity, self._ledger, config, machine, installed, self._send)
         self._finals = Finals(
-            self._ledger, self._shelf, self._aside, identity, self._send, self._presence.ask
+            self._ledger,
+            self._shelf,
+            self._outbox.residuals,
+            self._aside,
+            identity,
+            self._send,
+            self._presence.ask,
         )
         self._answers: asyncio.Queue[events.Event] = asyncio.Queue(ANSWERS_MAX)
 
@@ -266,7 +272,7 @@ class Agent:
     def _revoked(self, event: events.Revoked) -> None:
         self._ledger.data.revoked = event.reason or "no reason given"
         self._ledger.save()
-        self._shelf.remove_all()
+        self._finals.remove_all()
         self._refuse_revoked()
 
     async def _send(self, event: events.Event) -> None:

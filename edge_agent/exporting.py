@@ -15,6 +15,7 @@ from edge_agent.identity import Identity
 from edge_agent.kept import CARD, DIR, Card, read_card
 from edge_agent.ledger import read_ledger
 from edge_agent.listen import check_model
+from edge_agent.private import overlaid
 from edge_agent.sealer import open_sealed
 from schemas.errors import Forged, WireError
 from schemas.jobs import JOB_RUNNING
@@ -59,7 +60,11 @@ class Kept:
     @property
     def parameters(self) -> int:
         """Number of float32 values."""
-        return sum(tensor.items for tensor in self.layout.tensors if tensor.dtype == "float32")
+        return sum(
+            tensor.items
+            for tensor in self.layout.tensors
+            if tensor.dtype == "float32" and tensor.role != "control"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,8 @@ def kept(files: Files, directory: Path, identity: Identity) -> tuple[list[Kept],
 def export(files: Files, directory: Path, identity: Identity, job: str, out: Path) -> tuple[Kept, int]:
     """Write the newest whole version of a job to ``out``, whole or not at all. Returns it and the file size.
 
-    It is verified again, from the pinned root to the last byte. Raises `NoModel`,
+    It is verified again, from the pinned root to the last byte; layers that are personal in its job are this
+    device's own, and ``fedbus.personal`` in the file says so. Raises `NoModel`,
     `edge_agent.ledger.LedgerError`, OSError.
     """
     for _ in range(TRIES):
@@ -127,6 +133,8 @@ def export(files: Files, directory: Path, identity: Identity, job: str, out: Pat
         raise NoModel(f"job {job}: its model was replaced {TRIES} times meanwhile; try again")
     offer = model.card.offer
     told = metadata(identity.federation, job, model.version, model.manifest.model, offer.task, offer.config)
+    if overlaid(files, directory, model.layout, plain):
+        told["fedbus.personal"] = identity.device
     data = to_safetensors(model.layout, plain, told)
     if not out.parent.is_dir():
         raise NoModel(f"{out.parent}: no such folder; make it first")

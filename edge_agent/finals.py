@@ -19,6 +19,7 @@ from edge_agent.kept import Shelf
 from edge_agent.ledger import Ledger
 from edge_agent.listen import check_model
 from edge_agent.models import KEPT_PER_JOB, Models
+from edge_agent.private import Drawer
 from schemas.errors import Forged, WireError
 from schemas.events import Event, ModelOffer, ModelRequest
 from schemas.ids import model_request_id
@@ -44,6 +45,7 @@ class Finals:
         self,
         ledger: Ledger,
         shelf: Shelf,
+        residuals: Drawer,
         models: Models,
         identity: Identity,
         send: Callable[[Event], Awaitable[object]],
@@ -51,6 +53,7 @@ class Finals:
     ) -> None:
         self._ledger = ledger
         self._shelf = shelf
+        self._residuals = residuals
         self._models = models
         self._identity = identity
         self._send = send
@@ -113,7 +116,12 @@ class Finals:
         return True
 
     def tidy(self) -> None:
-        """Remove the models that nobody needs any more."""
+        """Remove the models that nobody needs any more, and what is private of their jobs."""
+        self._residuals.keep([name for name, job in self._ledger.data.jobs.items() if not job.ended])
+        for job in self._shelf.drawer.jobs():
+            known = self._ledger.data.jobs.get(job)
+            if known is None or (known.ended and not known.wanted):
+                self._shelf.drawer.remove(job)
         for job in {*self._shelf.jobs(), *self._offers}:
             known = self._ledger.data.jobs.get(job)
             if known is None or (known.ended and not known.wanted):
@@ -121,6 +129,11 @@ class Finals:
                 self._shelf.prune(job, 0)
             else:
                 self._shelf.prune(job, 1 if known.ended else KEPT_PER_JOB)
+
+    def remove_all(self) -> None:
+        """The device is no member any more."""
+        self._shelf.remove_all()
+        self._residuals.keep([])
 
     def _missing(self) -> list[str]:
         wanted = [job for job in self._ledger.wanted() if job not in self._refused]

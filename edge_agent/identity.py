@@ -12,7 +12,7 @@ from broker.ports import Files, write_atomic
 from schemas.codec import pack, unpack
 from schemas.enrolment import Join, Member, Token, token_from_text
 from schemas.errors import Forged, Malformed
-from schemas.events import Key, Name, Text
+from schemas.fields import Key, Name, Text
 from schemas.ids import DeviceId, FederationId, broker_user, federation_id
 from schemas.keys import BoxKey, KeySet, SigningKey, open_certificate, open_key_set
 from schemas.topics import down, up

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from broker.ports import Clock, Files, write_atomic
+from edge_agent.private import Drawer
 from schemas.codec import pack, unpack
 from schemas.errors import Malformed
 from schemas.events import ModelOffer, TrainingRequest
@@ -70,6 +71,7 @@ class Shelf:
         self._files = files
         self._clock = clock
         self._directory = directory
+        self.drawer = Drawer(files, directory)
 
     def enter(self, offer: ModelOffer, manifest: Manifest) -> Path:
         """The file that the version's chunks belong in; its card is durable on return."""
@@ -121,7 +123,9 @@ class Shelf:
         self._files.remove(path)
 
     def remove_all(self) -> None:
+        """Also what is private of the jobs."""
         self._files.remove(self._directory / DIR)
+        self.drawer.remove_all()
 
     def _paths(self, job: str) -> list[Path]:
         """Of all versions of a job, whole or not, oldest first."""

@@ -21,6 +21,7 @@ from broker.bus import BusUndelivered
 from broker.mailbox import Mailbox
 from broker.ports import File, Ports, write_atomic
 from edge_agent.ledger import RequestKey
+from edge_agent.private import RESIDUALS, Drawer
 from schemas import work
 from schemas.chunks import pack_chunk
 from schemas.codec import pack, unpack
@@ -110,8 +111,10 @@ class Outbox:
         self._clock = ports.clock
         self._entropy = ports.entropy
         self._folder = directory / DIR
+        self.residuals = Drawer(ports.files, directory, RESIDUALS)
         self._mailbox = mailbox
         self._topic = topic
+        self._drawer = Drawer(ports.files, directory)
         self._entries: dict[RequestKey, Entry] = {}
         self._started: asyncio.TaskGroup | None = None
 
@@ -123,6 +126,8 @@ class Outbox:
             if update is None or (update.job, update.request) not in wanted:
                 self._files.remove(folder)
             elif (update.job, update.request) not in self._entries:
+                self._drawer.adopt(update.job, folder)
+                self.residuals.adopt(update.job, folder)
                 self._entries[update.job, update.request] = Entry(folder, update)
         return list(self._entries)
 
@@ -144,6 +149,8 @@ class Outbox:
         """The update in ``folder`` is made: durable on return, and offered from now on."""
         update = SealedUpdate(job=key[0], request=key[1], clear=trained.clear, seal=trained.seal)
         write_atomic(self._files, folder / SEALED_FILE, pack(update))
+        self._drawer.adopt(key[0], folder)
+        self.residuals.adopt(key[0], folder)
         entry = self._entries[key] = Entry(folder, update)
         self._start(entry)
 

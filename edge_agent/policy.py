@@ -43,7 +43,8 @@ def objection(
     if not data_path(request, config):
         text = f"no data set {request.dataset or request.task} here; its owner may add it under [data]"
         return decline(request, "data", f"{text} in agent.toml")
-    needed = WORKER_BYTES + MODEL_COPIES * layout.model_bytes
+    copies = MODEL_COPIES + bool(request.local.proximal)  # FedProx keeps the model that came
+    needed = WORKER_BYTES + copies * layout.model_bytes
     if policy.memory_bytes_max and needed > policy.memory_bytes_max:
         text = f"a model of {layout.model_bytes} bytes needs about {needed >> 20} MiB to train; the owner"
         return decline(request, "memory", f"{text} allows {policy.memory_bytes_max >> 20} MiB")

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from broker.bus import Bus, BusUndelivered, Credentials
 from broker.connect import check_device_url, connect
+from broker.pacing import RETURN_MAX_S
 from broker.ports import Files, Ports
 from edge_agent.config import Config, ConfigError
 from edge_agent.identity import Identity
 from edge_agent.ledger import Ledger
 from edge_agent.listen import data_is_there
+from schemas.encodings import ENCODINGS
 from schemas.events import ChallengeAnswer, DeviceStatus, Event, RequestRef, StateRequest
 from schemas.limits import RESEND_CAP_S, RESEND_FIRST_S
 
@@ -46,7 +48,8 @@ def bus_for(
     url = config.broker or identity.urls[0]
     check_device_url(url)
     own = credentials(identity, config, ports.files)
-    return connect(url, own, [identity.down_topic], ports=ports, memory=memory)
+    topics = [identity.down_topic]
+    return connect(url, own, topics, ports=ports, memory=memory, return_max_s=RETURN_MAX_S)
 
 
 def credentials(identity: Identity, config: Config, files: Files) -> Credentials:
@@ -135,6 +138,7 @@ class Presence:
                 for name, path in self._config.data.items()
                 if data_is_there(self._files, path)
             },
+            encodings=list(ENCODINGS),
         )
 
 

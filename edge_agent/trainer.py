@@ -18,7 +18,9 @@ from edge_agent.listen import check_request
 from edge_agent.models import Models
 from edge_agent.outbox import Outbox
 from edge_agent.policy import data_path, decline
+from edge_agent.private import Drawer
 from schemas import work
+from schemas.encodings import told_encoding
 from schemas.errors import WireError
 from schemas.events import Decline, TrainingRequest
 from schemas.limits import INLINE_BYTES_MAX
@@ -54,6 +56,7 @@ class Trainer:
         self._ledger = ledger
         self._models = models
         self._outbox = outbox
+        self._drawer = Drawer(ports.files, directory)
         self._tell = tell
         self._wanted = asyncio.Event()
         self._current: tuple[RequestKey, asyncio.Task[None]] | None = None
@@ -155,6 +158,9 @@ class Trainer:
             inline_max=INLINE_BYTES_MAX,
             cpu_share=self._config.policy.cpu_share,
             device=self._config.policy.device,
+            private=str(self._drawer.path(request.job)),
+            encoding=told_encoding(request.encoding),
+            residual=str(self._outbox.residuals.path(request.job)),
         )
 
     def _give_up(self, key: RequestKey, answer: Decline, *, cause: str = "") -> None:

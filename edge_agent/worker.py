@@ -14,14 +14,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
+
 from broker.ports import Clock, File, Ports
 from broker.system import system_ports
 from edge_agent import orders, tasks
 from edge_agent.sealer import open_model, seal_update
 from edge_agent.tasks import Task, TaskError
 from schemas import work
+from schemas.encodings import FLOAT32
 from schemas.errors import WireError
-from schemas.events import Metrics, Update, Vector
+from schemas.events import Update, Vector
+from schemas.fields import Metrics
 from schemas.limits import TEXT_CHARS_MAX
 from schemas.models import DELTA
 
@@ -29,8 +33,17 @@ try:
     import torch
     from torch import nn
 
+    from edge_agent.encoder import encode_delta
+    from edge_agent.own import Own
     from edge_agent.tasks.devices import device_for
-    from edge_agent.tensors import layout_of, load, load_parameters, model_parts, subtract_base
+    from edge_agent.tensors import (
+        layout_of,
+        load,
+        load_parameters,
+        model_parts,
+        personal_names,
+        subtract_base,
+    )
 except ImportError as error:
     if __name__ != "__main__":
         raise
@@ -119,11 +132,15 @@ class Worker:
         model = open_model(self._ports.files, order)
         load(module, order.layout, model)
         module.to(device)
+        own = Own(self._ports.files, order, module, model)
         data = _load_data(task, order.dataset)
         with _having_data("task"):
             evaluation = metrics(task.evaluate(module, data))
         trained, train_s = self._timed(task, module, data, order.local, order.cpu_share)
         delta = subtract_base(module, order.layout, model)
+        own.leave(delta, trained.steps)
+        del module, data, own
+        content = encode_delta(self._ports.files, order, delta)
         update = Update(
             job=order.manifest.job,
             request=order.request,
@@ -134,10 +151,10 @@ class Worker:
             train_s=train_s,
             metrics=metrics(trained.metrics),
             evaluation=evaluation,
-            content=sha256(delta).digest(),
+            content=sha256(content).digest(),
+            encoding=msgspec.UNSET if order.encoding == FLOAT32 else order.encoding,
         )
-        del module, data
-        sealed = seal_update(self._ports, order, update, delta)
+        sealed = seal_update(self._ports, order, update, content)
         return work.Trained(
             clear=sealed.clear,
             seal=sealed.seal,
@@ -160,7 +177,8 @@ class Worker:
     def _make(self, order: work.Make) -> work.Reply:
         torch.manual_seed(order.seed)
         _, module = _build(order.task, order.config)
-        layout = layout_of(module, order.job)
+        names = personal_names(module, order.personal) if order.personal else ()
+        layout = layout_of(module, order.job, names, controlled=order.controlled)
         if order.parameters:
             load_parameters(module, layout, Path(order.parameters))
         self._write(Path(order.out), model_parts(module, layout))

@@ -15,7 +15,7 @@ import msgspec
 
 from schemas.codec import pack, unpack, unpack_canonical
 from schemas.errors import Forged, Malformed, TokenRefused
-from schemas.events import Key, Name, Text
+from schemas.fields import Key, Name, Text
 from schemas.ids import DeviceId, FederationId, federation_id
 from schemas.keys import (
     SIGNATURE_BYTES,

@@ -12,28 +12,22 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from schemas.codec import OneOf, pack, unpack_one
-from schemas.jobs import LocalSettings, TaskConfig
-from schemas.limits import (
-    CHUNK_BYTES_MAX,
-    CHUNK_BYTES_MIN,
-    CHUNKS_MAX,
-    INLINE_BYTES_MAX,
-    PULL_CHUNKS_MAX,
-    SECONDS_MAX,
-    TEXT_CHARS_MAX,
+from schemas.encodings import Encoding
+from schemas.fields import (
+    ChunkBytes,
+    Digest,
+    Indices,
+    Key,
+    Metrics,
+    Name,
+    Number,
+    PullIndices,
+    Seconds,
+    Text,
+    Transfer,
 )
-
-Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-Transfer = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
-Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
-Metrics = Annotated[dict[Text, float], msgspec.Meta(max_length=64)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)]  # finite: NaN and infinities are outside
-ChunkBytes = Annotated[int, msgspec.Meta(ge=CHUNK_BYTES_MIN, le=CHUNK_BYTES_MAX)]
-Index = Annotated[int, msgspec.Meta(ge=0, lt=CHUNKS_MAX)]
-Indices = Annotated[list[Index], msgspec.Meta(max_length=CHUNKS_MAX)]
+from schemas.jobs import LocalSettings, TaskConfig
+from schemas.limits import CHUNKS_MAX, INLINE_BYTES_MAX
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type"):
@@ -57,7 +51,8 @@ class Enrolled(Event, frozen=True, tag="enrolled"):
 
 
 class DeviceStatus(Event, frozen=True, tag="device-status"):
-    """Device, after each connection: what it is and what its owner allows."""
+    """Device, after each connection: what it is and what its owner allows. ``encodings`` names those that it
+    can send beside float32 (`schemas.encodings.ENCODINGS`)."""
 
     agent: Text
     cores: Number
@@ -65,6 +60,7 @@ class DeviceStatus(Event, frozen=True, tag="device-status"):
     power: Literal["mains", "battery"]
     tasks: Annotated[list[Text], msgspec.Meta(max_length=256)]
     samples: Annotated[dict[Text, Number], msgspec.Meta(max_length=256)]
+    encodings: Annotated[list[Text], msgspec.Meta(max_length=64)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class RequestRef(msgspec.Struct, frozen=True, array_like=True):
@@ -95,7 +91,8 @@ class StateReply(Event, frozen=True, tag="state-reply"):
 
 class TrainingRequest(Event, frozen=True, tag="training-request"):
     """Coordinator: please train. ``manifest`` and ``layout`` are signed (models.py); ``deadline_s`` counts
-    from sending and is for planning only; the update is sealed to ``update_key``, made for this request.
+    from sending and is for planning only; the update is sealed to ``update_key``, made for this request. It
+    is wanted in ``encoding``, which the device can do, and welcome in float32.
     """
 
     job: Name
@@ -112,6 +109,7 @@ class TrainingRequest(Event, frozen=True, tag="training-request"):
     update_key: Key
     chunk_bytes: ChunkBytes
     deadline_s: Seconds
+    encoding: Encoding | msgspec.UnsetType = msgspec.UNSET
 
     def __repr__(self) -> str:
         return f"TrainingRequest(job={self.job!r}, request={self.request}, round={self.round})"
@@ -141,11 +139,11 @@ class ChunkPull(Event, frozen=True, tag="chunk-pull"):
     and none left means that it is whole."""
 
     transfer: Transfer
-    chunks: Annotated[list[Index], msgspec.Meta(max_length=PULL_CHUNKS_MAX)]
+    chunks: PullIndices
 
 
 class Vector(msgspec.Struct, frozen=True, array_like=True):
-    """One named flat vector of an update: float32, little-endian."""
+    """One named flat vector of an update: float32, little-endian, unless the update is encoded."""
 
     name: Text
     length: Number
@@ -155,7 +153,7 @@ class Update(Event, frozen=True, tag="update"):
     """Device: the result. The vectors' bytes, in order, are ``inline`` or the content of the chunks.
 
     ``content`` is their SHA-256; ``train_s`` the time inside the task's ``train``; ``evaluation`` what the
-    *received* model scored on the device's held-out part.
+    *received* model scored on the device's held-out part. ``encoding`` is that of the bytes.
     """
 
     job: Name
@@ -169,6 +167,7 @@ class Update(Event, frozen=True, tag="update"):
     evaluation: Metrics
     content: Digest
     inline: Annotated[bytes, msgspec.Meta(max_length=INLINE_BYTES_MAX)] = b""
+    encoding: Encoding | msgspec.UnsetType = msgspec.UNSET
 
 
 class OfferRead(Event, frozen=True, tag="offer-read"):
@@ -285,8 +284,10 @@ _FROM_COORDINATOR: Final[OneOf[FromCoordinator]] = OneOf(FromCoordinator)
 
 
 def encode_event(event: Event) -> bytes:
-    """The inner document of an event."""
-    return pack(event)
+    """The inner document of an event, with the shortest head: msgspec makes room for unset fields."""
+    data = pack(event)
+    short = data[0] == 0xDE and data[1:3] <= b"\x00\x0f"
+    return bytes([0x80 | data[2]]) + data[3:] if short else data
 
 
 def decode_from_device(inner: bytes) -> FromDevice:

@@ -4,6 +4,11 @@ Rules for what travels, stated once:
 
 - *trained*: float32 tensors that take part in training, and float32 buffers (BatchNorm's running mean and
   variance): their changes travel up as the vector ``delta`` and are averaged.
+- *control*: SCAFFOLD's control variate c, a tensor for each trained one, called like it behind ``scaffold/``:
+  it travels down, and the coordinator brings it up to date; a device keeps its own, cᵢ.
+- *personal*: float32 tensors that take part in training and stay on the device, which keeps its own of them
+  between rounds (FedPer, FedBN): what a device begins with travels down, nothing travels up, and the global
+  model's never change.
 - *frozen*: float32 parameters with ``requires_grad=False``: they travel down, never up, never change.
 - *counter*: integer and boolean buffers (BatchNorm's ``num_batches_tracked``): they travel down, stay as
   they are in the global model, and what a device counts stays on the device.
@@ -14,15 +19,16 @@ Tensors of other floating types are refused: convert the model to float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
 from schemas.codec import pack
 from schemas.envelope import chunk_count
 from schemas.errors import Forged, LayoutMismatch
-from schemas.events import ChunkBytes, Digest, Name, Number, Text
+from schemas.fields import ChunkBytes, Digest, Name, Number, Text
 from schemas.ids import TRANSFER_BYTES
 from schemas.keys import Kind, SigningKey, open_struct, sign_struct
 from schemas.limits import CHUNKS_MAX, CONTENT_BYTES_MAX, LAYOUT_BYTES_MAX, PARAMETERS_MAX, TENSORS_MAX
@@ -30,6 +36,9 @@ from schemas.sealing import derive
 
 ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 DELTA = "delta"
+CONTROL = "scaffold/"
+Role = Literal["trained", "control", "personal", "frozen", "counter"]
+ORDER: Final[dict[Role, int]] = {role: place for place, role in enumerate(get_args(Role))}
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
@@ -38,7 +47,7 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True):
     name: Text
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=16)]
     dtype: Literal["float32", "int64", "int32", "int16", "int8", "uint8", "bool"]
-    role: Literal["trained", "frozen", "counter"]
+    role: Role
 
     @property
     def items(self) -> int:
@@ -54,7 +63,8 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
-    """Order and form of a job's tensors: trained first, then frozen, then counters. Agreed once per job.
+    """Order and form of a job's tensors: trained first, then control, personal, frozen, counters.
+    Agreed once per job.
 
     A model's bytes are its tensors', little-endian, in this order; the first ``4 * trained_count`` of them
     line up with the vector ``delta`` of an update.
@@ -70,6 +80,21 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
         return sum(tensor.items for tensor in self.tensors if tensor.role == "trained")
 
     @property
+    def control_count(self) -> int:
+        """Number of control coordinates (float32): as many as trained ones, which they follow, or 0."""
+        return sum(tensor.items for tensor in self.tensors if tensor.role == "control")
+
+    @property
+    def private_count(self) -> int:
+        """Number of coordinates (float32) that a device keeps for itself."""
+        return self.control_count + self.personal_count
+
+    @property
+    def personal_count(self) -> int:
+        """Number of personal coordinates (float32); they follow trained and control ones."""
+        return sum(tensor.items for tensor in self.tensors if tensor.role == "personal")
+
+    @property
     def model_bytes(self) -> int:
         return sum(tensor.size_bytes for tensor in self.tensors)
 
@@ -78,8 +103,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
 
     def check(self) -> None:
         """Raises `LayoutMismatch` if this cannot be a model's layout."""
-        order = {"trained": 0, "frozen": 1, "counter": 2}
-        roles = [order[tensor.role] for tensor in self.tensors]
+        roles = [ORDER[tensor.role] for tensor in self.tensors]
         names = [tensor.name for tensor in self.tensors] + list(self.aliases)
         if len(pack(self)) > LAYOUT_BYTES_MAX:
             raise LayoutMismatch(
@@ -87,7 +111,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
                 f"use fewer tensors or shorter names"
             )
         if roles != sorted(roles):
-            raise LayoutMismatch("the layout's tensors are not ordered trained, frozen, counter")
+            raise LayoutMismatch(
+                "the layout's tensors are not ordered trained, control, personal, frozen, counter"
+            )
+        controls = [tensor for tensor in self.tensors if tensor.role == "control"]
+        if controls and controls != controls_of(self.tensors):
+            raise LayoutMismatch("the layout's control tensors are not those of its trained ones")
         if len(set(names)) != len(names):
             raise LayoutMismatch("the layout names a tensor twice")
         if not set(self.aliases.values()) <= {tensor.name for tensor in self.tensors}:
@@ -101,6 +130,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, tag="layout"):
             )
         if self.model_bytes > CONTENT_BYTES_MAX:
             raise LayoutMismatch(f"a model of {self.model_bytes} bytes; the most is {CONTENT_BYTES_MAX}")
+
+
+def controls_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The control tensors that a model of these trained tensors has, if it has any."""
+    trained = (tensor for tensor in tensors if tensor.role == "trained")
+    return [Tensor(CONTROL + tensor.name, tensor.shape, "float32", "control") for tensor in trained]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):

@@ -47,7 +47,8 @@ def to_safetensors(layout: Layout, model: bytes | bytearray, metadata: dict[str,
     """
     found, at = {}, 0
     for tensor in layout.tensors:
-        found[tensor.name] = tensor, memoryview(model)[at : at + tensor.size_bytes]
+        if tensor.role != "control":  # the model that is used has none
+            found[tensor.name] = tensor, memoryview(model)[at : at + tensor.size_bytes]
         at += tensor.size_bytes
     found |= {alias: found[name] for alias, name in layout.aliases.items()}
     # Readers map the file: each tensor lies at a multiple of its items' size when the larger ones come first.

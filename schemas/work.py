@@ -10,11 +10,14 @@ import struct
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from schemas.codec import OneOf, pack, unpack_one
+from schemas.encodings import FLOAT32, Encoding
 from schemas.envelope import Clear, Seal
-from schemas.events import DECLINE_REASONS, Metrics
-from schemas.jobs import LocalSettings, TaskConfig
+from schemas.events import DECLINE_REASONS
+from schemas.fields import Metrics
+from schemas.jobs import LocalSettings, Personal, TaskConfig
 from schemas.limits import BODY_BYTES_MAX, TEXT_CHARS_MAX
 from schemas.models import Layout, Manifest
 
@@ -24,6 +27,8 @@ FRAME_BYTES_MAX: Final = 2 * BODY_BYTES_MAX  # a layout and a manifest, each of 
 # Files in the folder that an update is written to.
 BODY_FILE: Final = "body"
 CHUNKS_FILE: Final = "chunks"
+PRIVATE_FILE: Final = "private"  # what stays on the device
+RESIDUAL_FILE: Final = "residual"  # of an update that leaves something out: what that is, float32
 
 Processor = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -33,7 +38,9 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
 
     ``sender`` is the device's Ed25519 public key. Content up to ``inline_max`` bytes travels in the body.
     ``cpu_share`` (above 0, at most 1) is the part of the time that training may compute; ``device`` is
-    where it runs ("auto": an accelerator if there is one).
+    where it runs ("auto": an accelerator if there is one). ``private`` is the file of what this device keeps
+    of the job, if there is one already (`edge_agent.private`); the next one is written into ``out_dir``. So
+    it is with ``residual``, of an ``encoding`` that leaves something out: what that is.
     """
 
     task: str
@@ -52,6 +59,9 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     inline_max: int
     cpu_share: float = 1.0
     device: Processor = "auto"
+    private: str = ""
+    encoding: Encoding = FLOAT32
+    residual: str = ""
 
     def __repr__(self) -> str:
         """Without the job's key."""
@@ -62,7 +72,8 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
 class Make(msgspec.Struct, frozen=True, kw_only=True, tag="make"):
     """Write the first model of a job to ``out``, its bytes in layout order.
 
-    Parameters come from the task under ``seed``, or from the safetensors file ``parameters``.
+    Parameters come from the task under ``seed``, or from the safetensors file ``parameters``. ``personal``
+    says what of the model stays on the devices; ``controlled``: it has control variates (SCAFFOLD).
     """
 
     job: str
@@ -71,6 +82,8 @@ class Make(msgspec.Struct, frozen=True, kw_only=True, tag="make"):
     seed: int
     out: str
     parameters: str = ""
+    personal: Personal | UnsetType = UNSET
+    controlled: bool = False
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True, tag="fit"):

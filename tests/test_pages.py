@@ -14,7 +14,7 @@ from schemas.errors import WireError
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")])
-PRODUCT: Final = ("broker", "coordinator", "edge_agent", "schemas")
+PRODUCT: Final = ("broker", "compressors", "coordinator", "edge_agent", "schemas")
 TROUBLES: Final = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 CODE: Final = re.compile(r"``\s?(.+?)\s?``|`([^`]+)`")
 NOT_OURS: Final = {

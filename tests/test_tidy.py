@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PRODUCT = ("broker", "coordinator", "edge_agent", "schemas")
+PRODUCT = ("broker", "compressors", "coordinator", "edge_agent", "schemas")
 FILE_LINES_MAX = 300
 FUNCTION_LINES_MAX = 50
 
@@ -47,6 +47,11 @@ CONTRACT_SOURCES = {
         "coordinator.cohort",
         "coordinator.registry",
         "coordinator.enrolment",
+        "coordinator.evaluation",
+        "coordinator.progress",
+        "coordinator.spread",
+        "coordinator.negotiation",
+        "coordinator.quarantine",
         "coordinator.receipts",
         "coordinator.scheduler",
         "coordinator.strategies",

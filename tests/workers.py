@@ -8,13 +8,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from broker.ports import Ports
+from edge_agent.encoder import encode_delta
 from edge_agent.sealer import open_model, seal_update
 from schemas import work
+from schemas.encodings import FLOAT32
 from schemas.envelope import Sealed, content_key, new_clear, seal
 from schemas.events import TrainingRequest, Update, Vector, encode_event
 from schemas.ids import FederationId
@@ -32,10 +35,12 @@ def layout(job: str, count: int) -> Layout:
 
 
 def maker(ports: Ports, count: int) -> Answer:
-    """What the coordinator's answers to the order for initial parameters: zeros."""
+    """What the coordinator's answers: zeros to the order for initial parameters, and what a model scores."""
 
     def answer(data: bytes) -> bytes | None:
         order = work.decode_order(data[work.FRAME.size :])
+        if isinstance(order, work.Evaluate):
+            return work.encode(evaluate(ports, order))
         assert isinstance(order, work.Make)
         file = ports.files.open(Path(order.out), create=True)
         file.truncate(0)
@@ -47,6 +52,14 @@ def maker(ports: Ports, count: int) -> Answer:
     return answer
 
 
+def evaluate(ports: Ports, order: work.Evaluate) -> work.Evaluated | work.Problem:
+    """The loss is the mean of the parameters' squares; a data set with "missing" in its path is."""
+    if "missing" in order.dataset:
+        return work.problem("data", f"{order.dataset}: no such file")
+    model = np.frombuffer(ports.files.read(Path(order.model)), "<f4").astype(np.float64)
+    return work.Evaluated(metrics={"loss": float(np.mean(model**2))})
+
+
 def trainer(ports: Ports, count: int, draw: random.Random, inline_max: int = INLINE_BYTES_MAX) -> Answer:
     """What a device's answers to the order to train: the same drawn number everywhere. Updates of more than
     ``inline_max`` bytes travel in chunks."""
@@ -55,7 +68,8 @@ def trainer(ports: Ports, count: int, draw: random.Random, inline_max: int = INL
         order = work.decode_order(data[work.FRAME.size :])
         assert isinstance(order, work.Train)
         open_model(ports.files, order)
-        delta = memoryview(np.full(count, draw.gauss(0.0, 1.0), "<f4").tobytes())
+        delta = memoryview(bytearray(np.full(count, draw.gauss(0.0, 1.0), "<f4").tobytes()))
+        content = encode_delta(ports.files, order, delta)
         update = Update(
             job=order.manifest.job,
             request=order.request,
@@ -66,9 +80,10 @@ def trainer(ports: Ports, count: int, draw: random.Random, inline_max: int = INL
             train_s=0.0,
             metrics={},
             evaluation={},
-            content=sha256(delta).digest(),
+            content=sha256(content).digest(),
+            encoding=order.encoding if order.encoding != FLOAT32 else msgspec.UNSET,
         )
-        sealed = seal_update(ports, replace(order, inline_max=inline_max), update, delta)
+        sealed = seal_update(ports, replace(order, inline_max=inline_max), update, content)
         trained = work.Trained(
             clear=sealed.clear,
             seal=sealed.seal,

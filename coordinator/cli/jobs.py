@@ -66,13 +66,14 @@ def show(job: JobName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson
     """Show one job: state, rounds, and what it waits for."""
     import msgspec
 
-    from coordinator import history
+    from coordinator import history, scores
     from coordinator.cli import show as showing
     from coordinator.cli.state import open_records, read_state
 
     view = _job_view(directory, job)
     with open_records(directory) as tables:
         view["history"] = history.history(tables, job)
+        view["central"] = scores.central(tables, job)
         view["troubles"] = history.troubles(tables, job)
         spec = history.specification(tables, job)
     if spec is None:  # its submission was pruned before the records were made
@@ -149,6 +150,7 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="Written whole or not at all.")],
     directory: Directory = DIRECTORY_DEFAULT,
     version: Annotated[int | None, typer.Option(min=0, help="Which one; without: the newest.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The one that scored best.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a version to a safetensors file."""
@@ -158,7 +160,12 @@ def export(
 
     if out.is_dir():
         raise UsageFault(f"{out} is a folder; name the file to write, such as {out / job}.safetensors")
-    known, found = exporting.find_version(read_state(directory), job, version)
+    if best and version is not None:
+        raise UsageFault("--best and --version are two ways to say which one; give one of them")
+    state = read_state(directory)
+    if best:
+        version = exporting.best_version(state, job)
+    known, found = exporting.find_version(state, job, version)
     size_bytes = exporting.export(system_ports(), directory, known, found, out)
     if as_json:
         digest = found.model.hex()

@@ -161,9 +161,12 @@ def list_devices(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = Fal
     if as_json:
         print_json(found)
         return
-    columns = ("device", "entity", "state", "power", "cores", "tasks", "folded")
-    rows = [[", ".join(view[key]) if key == "tasks" else view[key] for key in columns] for view in found]
-    print_table("", columns, rows)
+    columns = ("device", "entity", "state", "power", "cores", "tasks", "folded", "quarantine")
+    for view in found:
+        view["tasks"] = ", ".join(view["tasks"])
+        kept = [f"{job} up to round {until}" for job, until in view["quarantine"].items()]
+        view["quarantine"] = ", ".join(kept)
+    print_table("", columns, [[view[key] for key in columns] for view in found])
 
 
 @devices.command()
@@ -177,6 +180,18 @@ def revoke(
     from coordinator.cli.state import ask
 
     view = ask(directory, {"op": "revoke", "device": device, "reason": reason})
+    if as_json:
+        print_json(view)
+    else:
+        print(f"device {device}: {view['state']}")
+
+
+@devices.command()
+def release(device: DeviceName, directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) -> None:
+    """End a device's quarantine, in all jobs."""
+    from coordinator.cli.state import ask
+
+    view = ask(directory, {"op": "release", "device": device})
     if as_json:
         print_json(view)
     else:

@@ -7,6 +7,7 @@ from datetime import datetime
 from coordinator.cli.options import DIRECTORY_DEFAULT, AsJson, Directory
 from coordinator.cli.output import print_json, print_lines, print_table, printable
 
+ALARMS_SHOWN = 5
 COLUMNS = ("time", "claims to be", "code", "bytes", "topic", "why")
 
 
@@ -28,6 +29,8 @@ def status(directory: Directory = DIRECTORY_DEFAULT, as_json: AsJson = False) ->
         f"dead letters: {_counts(view['dead_letters'])}",
         f"dropped messages: {_counts(view['dropped_messages'])}",
     )
+    for alarm in view["alarms"][-ALARMS_SHOWN:]:
+        print_lines(f"ALARM: job {alarm['job']}, version {alarm['version']} ({alarm['by']}): {alarm['text']}")
     if view["dead_letters"]:
         print_lines(f"see `fedbus-coordinator dead-letters --dir {directory}`")
 

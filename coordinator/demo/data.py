@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from schemas.jobs import LocalSettings, TaskConfig
+from schemas.jobs import LocalPlan, TaskConfig
 
 CLASSES: Final = 10
 TEST_SAMPLES: Final = 360
@@ -42,7 +42,7 @@ CONFIG: Final[TaskConfig] = {
     "held_out": 0.1,
 }
 # `seed` is to be replaced for each device and round; about 4,990 steps in all.
-FEDERATED: Final = LocalSettings(epochs=3, batch_size=16, learning_rate=0.1, momentum=0.9)
+FEDERATED: Final = LocalPlan(epochs=3, batch_size=16, learning_rate=0.1, momentum=0.9)
 # Both baselines use the same optimiser, each with its own best learning rate. Local only: each device
 # alone for ROUNDS x epochs. Centralised: `everything`, as many steps as all devices took together.
 LOCAL_ONLY_LEARNING_RATE: Final = 0.1

@@ -7,6 +7,7 @@ from hashlib import sha256
 from coordinator.onto.questions import Question
 from schemas import chunks
 from schemas import events as e
+from schemas.encodings import FLOAT32, encoded_bytes, told_encoding
 from schemas.envelope import Envelope, Opened, chunk_digests, open_envelope
 from schemas.errors import Malformed
 from schemas.limits import GRANT_CHUNKS_MAX
@@ -23,7 +24,10 @@ class Arriving:
         update = e.decode_from_device(self._opened.inner)
         if not isinstance(update, e.Update):
             raise Malformed("what is sealed to the request's key is no update")
-        content_bytes = 4 * question.layout.trained_count
+        encoding = told_encoding(update.encoding)
+        if encoding not in (FLOAT32, question.request.encoding):
+            raise Malformed(f"an update in {encoding.name}, which was not asked for")
+        content_bytes = encoded_bytes(encoding, question.layout.trained_count)
         got = envelope.clear.content_bytes or len(update.inline)
         if got != content_bytes:
             raise Malformed(f"an update of {got} bytes where {content_bytes} belong")

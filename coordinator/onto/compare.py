@@ -7,12 +7,18 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from compressors import decode
 from coordinator.onto.report import Report
 from coordinator.rekey.updates import Found
+from schemas.encodings import told_encoding
+from schemas.errors import WireError
 from schemas.events import Update
 
-SAID: Final = ("job", "request", "base", "vectors", "samples", "steps", "content")
+Floats = NDArray[np.float64]
+
+SAID: Final = ("job", "request", "base", "vectors", "samples", "steps", "encoding", "content")
 """What an update says that follows from the request; times don't, and measures are under other names here."""
 
 
@@ -30,7 +36,8 @@ def compare(
     recorded = b"".join(found.chunks()) if found.clear.chunks else found.update.inline
     if recorded != content:
         digests = [sha256(data).hexdigest() for data in (recorded, content)]
-        report.differs(round_, device, "update", *digests, **_distance(recorded, content))
+        distance = _distance(_numbers(found.update, recorded), _numbers(played, content))
+        report.differs(round_, device, "update", *digests, **distance)
     for name in SAID:
         told = [_plain(getattr(update, name)) for update in (found.update, played)]
         if told[0] != told[1] and (name != "content" or recorded == content):
@@ -39,13 +46,24 @@ def compare(
 
 def _plain(value: object) -> object:
     """As a report has it."""
+    if value is msgspec.UNSET:
+        return None
     return value.hex() if isinstance(value, bytes) else msgspec.to_builtins(value)
 
 
-def _distance(recorded: bytes, content: bytes) -> dict[str, float]:
-    if len(recorded) != len(content):
+def _numbers(update: Update, content: bytes) -> Floats:
+    """What the content stands for; nothing, if it can't be read."""
+    numbers = np.empty(sum(vector.length for vector in update.vectors), np.float32)
+    try:
+        decode(told_encoding(update.encoding), content, numbers)
+    except WireError:
+        return np.empty(0)
+    return numbers.astype(np.float64)
+
+
+def _distance(was: Floats, now: Floats) -> dict[str, float]:
+    if len(was) != len(now):
         return {}
-    was, now = (np.frombuffer(data, "<f4").astype(np.float64) for data in (recorded, content))
     if not (np.isfinite(was).all() and np.isfinite(now).all() and was.any()):
         return {}  # nothing to measure by
     length, distance = (float(np.sqrt(np.square(vector).sum())) for vector in (was, now - was))

@@ -14,13 +14,13 @@ from broker.journal import Journal
 from broker.ports import Ports
 from coordinator.config import PASSWORD
 from coordinator.entries import Logged, decode_entry
-from coordinator.fold import read_envelope, stored_name
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.onto import OntoRefused
 from coordinator.recovery import FOLDER
 from coordinator.rekey import devices
 from coordinator.rekey.updates import Found, open_stored
 from coordinator.store import Store
+from coordinator.stored import read_envelope, stored_name
 from schemas.codec import unpack
 from schemas.ids import COORDINATOR, FederationId, broker_user, federation_id
 from schemas.keys import BoxKey, KeySet, SigningKey, open_key_set

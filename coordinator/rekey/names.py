@@ -17,7 +17,7 @@ LEFT_OUT: Final = "left out"
 WORDS: Final = frozenset(
     {"tabular", "vision", "loss", "accuracy", "delta"}
     | {"columns", "label", "classes", "mean", "scale", "missing", "delimiter", "hidden", "held_out"}
-    | {"model", "shape", "mlp", "cnn", "refuse", ",", ";", "\t", "|"}
+    | {"lora_alpha", "lora_rank", "model", "shape", "mlp", "cnn", "refuse", ",", ";", "\t", "|"}
 )
 """Of the tasks that come with fedbus: their names, settings, values and measures."""
 CODES: Final = frozenset(
@@ -28,6 +28,8 @@ _N: Final = "[0-9.e+-]+"
 _OURS: Final = re.compile(
     "the device was revoked|(late: )?the job was (finished|cancelled|failed)|cancelled by the operator"
     "|the cohort has reported|everybody asked has answered|the deadline has passed"
+    f"|target reached: version {_N} scores {_N}, of {_N}"
+    f"|stopped early: no better than version {_N} in {_N} evaluations"
     f"|{_N} rounds|late: round {_N} was closed|length: {_N} bytes where {_N} belong"
     f"|norm: {_N} exceeds the job's update_norm_max {_N}"
     f"|samples: {_N} exceed the job's samples_max {_N}"

@@ -20,6 +20,7 @@ from coordinator.state import JobState
 from coordinator.store import Store
 from schemas.codec import pack
 from schemas.ids import key_id, model_request_id
+from schemas.jobs import Personal
 from schemas.keys import Kind
 from schemas.models import open_manifest
 
@@ -63,6 +64,10 @@ class Translator:
     def structs(self, values: list[S]) -> list[S]:
         """Each of them."""
         return [self.struct(value) for value in values]
+
+    def personal(self, value: Personal) -> Personal:
+        """Which layers stay on the devices; their names are the operator's."""
+        return replace(value, layers=[self.names.of("layer", name) for name in value.layers])
 
     def devices(self, names: list[str]) -> list[str]:
         """Each of them."""
@@ -133,7 +138,8 @@ class Translator:
 
 
 KEPT: Final = frozenset(
-    {"base", "batch_size", "chunk_bytes", "chunks", "content", "cores", "deadline_run_s", "deadline_s"}
+    {"base", "batch_size", "chunk_bytes", "chunks", "compression", "content", "cores", "deadline_run_s"}
+    | {"cosine", "counted", "deadline_s", "distance", "encoding", "encodings"}
     | {"epoch", "epochs", "expires_wall_s", "folded", "have", "high", "incarnation", "index", "inline"}
     | {"job_key", "key_set", "learning_rate", "length", "memory_bytes", "min_reports", "model", "moments"}
     | {
@@ -142,19 +148,25 @@ KEPT: Final = frozenset(
         "number",
         "over_selection",
         "power",
+        "quarantine_after",
+        "quarantine_rounds",
+        "radius",
         "request",
         "round",
         "rounds",
         "samples",
         "samples_max",
     }
-    | {"seed", "seq", "state", "steps", "steps_max", "train_s", "update_norm_max", "version", "weight_decay"}
+    | {"seed", "seq", "state", "steps", "steps_max", "train_s", "until", "update_norm_max", "version"}
+    | {"alarm_factor", "alarm_rises", "bound", "by", "every", "kind", "min_delta", "mode", "patience"}
+    | {"selection", "source", "stop_on_divergence", "target", "value", "weight_decay"}
 )
 Rule = Callable[[Translator, Any, Any], Any]
 RULES: Final[dict[str, Rule]] = {
     # Who and what.
     "device": lambda to, name, of: to.names.of("device", name),
     "devices": lambda to, names, of: to.devices(names),
+    "VersionEvaluated.devices": lambda to, count, of: count,
     "RoundOpened.cohort": lambda to, names, of: to.devices(names),
     "JobSpec.cohort": lambda to, count, of: count,
     "entity": lambda to, name, of: to.names.of("entity", name),
@@ -170,12 +182,18 @@ RULES: Final[dict[str, Rule]] = {
     "DeviceStatus.samples": lambda to, counts, of: {},
     "metrics": lambda to, values, of: to.names.measures(values),
     "evaluation": lambda to, values, of: to.names.measures(values),
+    "JobSpec.evaluation": lambda to, settings, of: settings and to.struct(settings),
+    "EvaluationSettings.metric": lambda to, name, of: to.names.word("measure", name),
+    "EvaluationSettings.dataset": lambda to, path, of: f"/{to.names.of('dataset', path)}" if path else "",
     # What is made of fields of its own.
     "local": lambda to, value, of: value,
     "server": lambda to, value, of: value,
     "asynchronous": lambda to, value, of: value,
+    "scaffold": lambda to, value, of: value,
+    "personal": lambda to, value, of: to.personal(value) if value else value,
     "spec": lambda to, value, of: to.struct(value),
     "status": lambda to, value, of: to.struct(value),
+    "leanings": lambda to, values, of: to.structs(values),
     "vectors": lambda to, values, of: to.structs(values),
     "requests": lambda to, values, of: to.structs(values),
     "closed": lambda to, values, of: to.structs(values),

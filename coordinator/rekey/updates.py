@@ -12,8 +12,9 @@ from msgspec.structs import replace
 
 from broker.bodies import Bodies
 from broker.ports import File
-from coordinator.fold import read_envelope, stored, stored_name
 from coordinator.rekey.translate import Translator
+from coordinator.stored import read_envelope, stored, stored_name
+from schemas.encodings import encoded_bytes, told_encoding
 from schemas.envelope import (
     Clear,
     Envelope,
@@ -66,7 +67,8 @@ class Found:
     def whole(self) -> bool:
         """Whether its content is all there (`Content`)."""
         size = self.clear.content_bytes or len(self.update.inline)
-        return size == 4 * sum(vector.length for vector in self.update.vectors)
+        count = sum(vector.length for vector in self.update.vectors)
+        return size == encoded_bytes(told_encoding(self.update.encoding), count)
 
     def beginning(self, size: int) -> bytes:
         """The first bytes of the content."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from broker.journal import Journal
 from broker.ports import Ports
-from coordinator import records, recovery
+from coordinator import records, recovery, scores
 from coordinator.apply import apply
 from coordinator.cli.output import Failed
 from coordinator.control import CommandFailed
@@ -67,10 +67,15 @@ class Report:
     journal_head: str
     dead_letters: dict[str, Any] | None = None
     comparison: Comparison | None = None
+    central: list[View] = field(default_factory=list)
 
     def evaluated(self, metric: str) -> list[tuple[int, float]]:
         """What the devices measured before their rounds, as (the round that the model came from, mean)."""
         return [(view["round"] - 1, view[metric]) for view in self.rounds if view[metric] is not None]
+
+    def tested(self, metric: str) -> list[tuple[int, float]]:
+        """What versions score at the coordinator, as (the round that the model came from, score)."""
+        return [(one["version"], one["metrics"][metric]) for one in self.central if metric in one["metrics"]]
 
 
 def require_plots() -> None:
@@ -107,7 +112,7 @@ def gather(
     finally:
         journal.close()
     with records.reading(ports.files, directory, identity.federation) as tables:
-        rounds = history(tables, name)
+        rounds, central = history(tables, name), scores.central(tables, name)
     for (device, job), bytes_moved in traffic.items():
         if job == name:
             known.device(device).traffic = bytes_moved
@@ -126,6 +131,7 @@ def gather(
         journal_head=journal.head.hex(),
         dead_letters=dead_letters,
         comparison=comparison,
+        central=central,
     )
 
 

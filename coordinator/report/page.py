@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from broker.ports import Ports, write_export
-from coordinator.report import html, plots
+from coordinator.report import html, plots, scores
 from coordinator.report.gather import Participation, Report
 from coordinator.report.style import STYLE
 from coordinator.state import ENDED_JOB, JobState
@@ -20,7 +20,14 @@ DEVICES_SHOWN: Final = 200
 ROUNDS_SHOWN: Final = 200
 LETTERS_SHOWN: Final = 20
 UNFINISHED: Final = (JobState.CANCELLED, JobState.FAILED)
-TABLES: Final = ("config", "local", "server", "asynchronous")  # of a job, told each by itself
+TABLES: Final = (
+    "config",
+    "local",
+    "server",
+    "asynchronous",
+    "evaluation",
+    "personal",
+)  # of a job, told each by itself
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -40,6 +47,7 @@ def page(report: Report, *, made_wall_s: float) -> str:
         _header(report),
         _tiles(report),
         _training(report),
+        scores.section(report),
         _setting(report),
         _devices(report),
         _rounds(report),
@@ -105,16 +113,18 @@ def _tiles(report: Report) -> str:
 def _training(report: Report) -> str:
     figures = []
     evaluated, compared = report.evaluated("accuracy_before"), report.comparison
-    if evaluated or compared:
+    tested = report.tested("accuracy")
+    if evaluated or compared or tested:
         text = "Accuracy of the model after each round, on the devices' held-out parts, weighted by samples."
         if compared:
             text = (
                 "Accuracy after each round: on a test set that no device saw, and as the devices measured it."
             )
-        figures.append(html.figure(plots.svg(plots.accuracy(evaluated, compared)), text))
-    if lost := report.evaluated("loss_before"):
+        figures.append(html.figure(plots.svg(plots.accuracy(evaluated, compared, tested)), text))
+    lost, lost_there = report.evaluated("loss_before"), report.tested("loss")
+    if lost or lost_there:
         text = "Loss of the model after each round, on the devices' held-out parts, weighted by samples."
-        figures.append(html.figure(plots.svg(plots.loss(lost)), text))
+        figures.append(html.figure(plots.svg(plots.loss(lost, lost_there)), text))
     if report.rounds:
         times = [(view["train_s"], view["overhead_s"]) for view in report.rounds]
         text = "How long each round took: the slowest device's training, and everything else."
@@ -134,8 +144,10 @@ def _setting(report: Report) -> str:
         "job": {key: value for key, value in spec.items() if key not in ("name", *TABLES)},
         "config": spec["config"],
         "local": spec["local"],
+        "evaluation": spec["evaluation"] or {},
         "server": spec["server"] | {"learning_rate": report.job.spec.server.rate},
         "asynchronous": spec["asynchronous"],
+        "personal": spec.get("personal"),
     }
     lists = [
         f"<div><h3>{name}</h3><dl>"

@@ -51,10 +51,11 @@ Curve = Sequence[tuple[int, float]]
 
 
 @mpl.rc_context(SETTINGS)
-def accuracy(evaluated: Curve, compared: Comparison | None = None) -> Figure:
-    """Accuracy over rounds; ``evaluated`` is the devices' mean as (the model's round, accuracy)."""
+def accuracy(evaluated: Curve, compared: Comparison | None = None, central: Curve = ()) -> Figure:
+    """Accuracy over rounds; ``evaluated`` is the devices' mean as (the model's round, accuracy), ``central``
+    the coordinator's."""
     figure, axes = _axes("accuracy")
-    end = max([1, *(number for number, _ in evaluated)])
+    end = max([1, *(number for number, _ in (*evaluated, *central))])
     if evaluated:
         colour = THIRD if compared else FIRST
         _draw(axes, evaluated, colour, f"devices' held-out parts: {evaluated[-1][1]:.3f}")
@@ -70,21 +71,27 @@ def accuracy(evaluated: Curve, compared: Comparison | None = None) -> Figure:
             (local_only, SECOND, f"local only, mean: {local_only:.3f}"),
         ):
             axes.axhline(height, color=colour, linewidth=1.5, linestyle=(0, (5, 3)), label=name)
+    if central:
+        _draw(axes, central, SECOND, f"coordinator's data: {central[-1][1]:.3f}")
     # From 0 to 1, unless a task calls something else its accuracy.
-    heights = [0.0, 1.0, *(height for _, height in evaluated)]
+    heights = [0.0, 1.0, *(height for _, height in (*evaluated, *central))]
     axes.set(xlim=(0, end), ylim=(1.02 * min(heights), 1.02 * max(heights)))
     _name_in_legend(axes)
     return figure
 
 
 @mpl.rc_context(SETTINGS)
-def loss(evaluated: Curve) -> Figure:
-    """The devices' mean loss over rounds, as (the model's round, loss)."""
+def loss(evaluated: Curve, central: Curve = ()) -> Figure:
+    """The devices' mean loss over rounds, as (the model's round, loss), and the coordinator's."""
     figure, axes = _axes("loss")
-    _draw(axes, evaluated, FIRST, f"devices' held-out parts: {evaluated[-1][1]:.3g}")
-    axes.set_xlim(0, max(1, evaluated[-1][0]))
+    if evaluated:
+        _draw(axes, evaluated, FIRST, f"devices' held-out parts: {evaluated[-1][1]:.3g}")
+    if central:
+        _draw(axes, central, SECOND, f"coordinator's data: {central[-1][1]:.3g}")
+    points = (*evaluated, *central)
+    axes.set_xlim(0, max(1, *(number for number, _ in points)))
     # A loss may be below zero, as a log-likelihood is.
-    axes.set_ylim(bottom=min(0.0, 1.05 * min(height for _, height in evaluated)))
+    axes.set_ylim(bottom=min(0.0, 1.05 * min(height for _, height in points)))
     _name_in_legend(axes)
     return figure
 

@@ -11,9 +11,9 @@ from broker.journal import Journal
 from broker.ports import Files
 from coordinator.entries import Message, Sent, Turned, decode_entry
 from coordinator.facts import RequestsIssued
-from coordinator.fold import stored_name
 from coordinator.keystore import Identity
 from coordinator.store import Store
+from coordinator.stored import stored_name
 from schemas.chunks import HEAD
 from schemas.codec import unpack
 from schemas.envelope import LENGTH, PREFIX, Envelope, Header, open_envelope

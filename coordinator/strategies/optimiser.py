@@ -27,6 +27,18 @@ class ServerOptimiser(Protocol):
         ...
 
 
+class Remembering:
+    """Another optimiser, and beside what it keeps, last, the Δ that it was given."""
+
+    def __init__(self, optimiser: ServerOptimiser) -> None:
+        self._optimiser = optimiser
+        self.begins = (*optimiser.begins, 0.0)
+
+    def step(self, mean: Floats, moments: Floats) -> None:
+        moments[-1] = mean
+        self._optimiser.step(mean, moments[:-1])
+
+
 def begun(optimiser: ServerOptimiser, count: int) -> Moments:
     """What the optimiser keeps before the first round of a model of ``count`` parameters."""
     moments: Moments = np.empty((len(optimiser.begins), count), dtype="<f4")

@@ -121,7 +121,8 @@ def mlp(features: int, hidden: Hidden, classes: int) -> nn.Module:
 
 
 def train(model: nn.Module, data: Samples, settings: LocalSettings, pace: Pace) -> Trained:
-    """SGD on the cross-entropy in shuffled passes, each with all samples, on the model's device.
+    """SGD on the cross-entropy in shuffled passes, each with all samples, on the model's device; with
+    FedProx's term, if ``settings.proximal`` is set.
 
     ``metrics["loss"]`` is the mean of the last pass. Raises `TaskError` when training diverges.
     """
@@ -133,6 +134,7 @@ def train(model: nn.Module, data: Samples, settings: LocalSettings, pace: Pace) 
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
+    near = Proximal(model, settings.mu)
     model.train()
     device = _device(model)
     steps, loss = 0, math.nan
@@ -142,7 +144,8 @@ def train(model: nn.Module, data: Samples, settings: LocalSettings, pace: Pace) 
         total, seen = 0.0, 0
         shuffled = data.train[torch.randperm(len(data.train), generator=order)]
         for indices in torch.split(shuffled, settings.batch_size):
-            total += _step(model, optimiser, *data.batch(indices, device), step=steps) * len(indices)
+            loss = _step(model, optimiser, near, *data.batch(indices, device), step=steps)
+            total += loss * len(indices)
             seen += len(indices)
             steps += 1
             pace()
@@ -192,7 +195,24 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, *, step: int) -> float:
+class Proximal:
+    """FedProx's term ½·μ·‖w - w₀‖²: w₀ is the model's parameters as they are now, unless μ is 0."""
+
+    def __init__(self, model: nn.Module, mu: float) -> None:
+        self._mu = mu
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad and mu]
+        self._received = [(parameter, parameter.detach().clone()) for parameter in trained]
+
+    def add(self) -> None:
+        """Add the term's gradient to the gradients."""
+        for parameter, received in self._received:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - received, alpha=self._mu)
+
+
+def _step(
+    model: nn.Module, optimiser: torch.optim.Optimizer, near: Proximal, x: Tensor, y: Tensor, *, step: int
+) -> float:
     """One optimiser step; the loss before it."""
     optimiser.zero_grad()
     loss = functional.cross_entropy(model(x), y)
@@ -202,5 +222,6 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tens
             f"training diverged: the loss is {value} at step {step + 1}; lower learning_rate or momentum"
         )
     loss.backward()  # type: ignore[no-untyped-call]
+    near.add()
     optimiser.step()
     return value

@@ -21,6 +21,7 @@ from torch import nn
 
 from edge_agent.tasks import Config, LocalSettings, Pace, TaskError, Trained, idx
 from edge_agent.tasks import classification as shared
+from edge_agent.tasks.lora import adapt
 
 CNN_CHANNELS: Final = (16, 32)
 FEATURES_MAX: Final = 2**24
@@ -35,6 +36,8 @@ class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
     hidden: shared.Hidden = None
     scale: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
     held_out: shared.HeldOut = 0.1
+    lora_rank: Annotated[int, msgspec.Meta(ge=1, le=1_024)] | None = None
+    lora_alpha: Annotated[float, msgspec.Meta(gt=0, le=1e4)] | None = None
 
 
 ALLOWED: Final = {
@@ -44,6 +47,8 @@ ALLOWED: Final = {
     "hidden": f'for "mlp": {shared.HIDDEN_ALLOWED}',
     "scale": "a number above 0 by which samples are divided (default 255 for uint8, 1 for float)",
     "held_out": shared.HELD_OUT_ALLOWED,
+    "lora_rank": "the rank of adapters at the linear layers, 1 to 1024 (default none: all is trained)",
+    "lora_alpha": "with lora_rank: a number above 0, to 10000 (default lora_rank)",
 }
 
 
@@ -65,8 +70,12 @@ class VisionTask:
     def build(self) -> nn.Module:
         config = self.config
         if config.model == "cnn":
-            return _cnn(config)
-        return shared.mlp(math.prod(config.shape), config.hidden, config.classes)
+            model = _cnn(config)
+        else:
+            model = shared.mlp(math.prod(config.shape), config.hidden, config.classes)
+        if config.lora_rank is None:
+            return model
+        return adapt(model, config.lora_rank, config.lora_alpha or float(config.lora_rank))
 
     def load(self, path: Path) -> shared.Samples:
         x, y = _fitting(path, *_sound(path, *read_arrays(path)), self.config)
@@ -94,6 +103,11 @@ def parsed(config: Config) -> VisionConfig:
     if math.prod(checked.shape) > FEATURES_MAX:
         raise TaskError(
             f"vision task: shape = {checked.shape} has more than {FEATURES_MAX} values per sample"
+        )
+    if checked.lora_alpha is not None and checked.lora_rank is None:
+        raise TaskError(
+            f"vision task: lora_alpha = {checked.lora_alpha:g} is not allowed without lora_rank; "
+            f"give lora_rank, or leave it out"
         )
     if checked.model == "cnn":
         if checked.hidden is not None:

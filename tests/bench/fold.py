@@ -36,10 +36,10 @@ from broker.bus import Credentials
 from broker.memory import MemoryBus
 from broker.system import system_ports
 from coordinator.cli.state import open_journal
-from coordinator.fold import read_envelope, stored, stored_name
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.recovery import recover
 from coordinator.state import JobState, RequestState
+from coordinator.stored import read_envelope, stored, stored_name
 from schemas import events as e
 from schemas import topics
 from schemas.chunks import pack_chunk

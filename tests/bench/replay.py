@@ -38,7 +38,7 @@ import structlog
 
 from broker.journal import Journal
 from broker.system import system_ports
-from coordinator import fold, works
+from coordinator import looking, works
 from coordinator.replay import replay
 from schemas import events as e
 from schemas.envelope import Envelope
@@ -85,7 +85,7 @@ async def record(directory: Path, parameters: int, devices: int, rounds: int) ->
     with (
         patch.object(Envelope, "check_signature", watch.on_updates("signature_s", Envelope.check_signature)),
         patch.object(Journal, "_commit", watch.on("journal_s", Journal._commit)),
-        patch.object(works, "look", watch.on("fold_s", fold.look)),
+        patch.object(works, "look", watch.on("fold_s", looking.look)),
         patch.object(works.Works, "_finish", watch.on("fold_s", works.Works._finish)),
     ):
         async with federation(directory, system_ports(), count=parameters) as fed:

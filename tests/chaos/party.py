@@ -21,6 +21,7 @@ from tests.live.fleet import AGENT, Fleet, children
 
 ROUNDS: Final = 10  # of a job; another one follows as long as there is something to be done to it
 HIDDEN: Final = 1_000  # 75,010 parameters: five chunks
+BUFFERED: Final = {"cohort": 2, "asynchronous": {"concurrency": 4, "staleness_max": 1_000}}
 LOCAL: Final = {"epochs": 5, "batch_size": 16, "learning_rate": 0.01, "momentum": 0.9}
 DEADLINE_S: Final = 60.0
 PATIENCE_S: Final = 180.0
@@ -31,7 +32,13 @@ class Party(Fleet):
     """Devices with real training at a broker; jobs follow one another."""
 
     def __init__(
-        self, directory: Path, count: int, deployment: Deployment, links: Links, places: dict[str, Path]
+        self,
+        directory: Path,
+        count: int,
+        deployment: Deployment,
+        links: Links,
+        places: dict[str, Path],
+        seed: int = 0,
     ) -> None:
         super().__init__(directory, count)
         self.home = deployment.site.directory
@@ -39,6 +46,7 @@ class Party(Fleet):
         self.links = links
         self.job_name = ""
         self._places = places
+        self._seed = seed
         self._count = 0
 
     def __exit__(
@@ -89,7 +97,8 @@ class Party(Fleet):
             self.broker.settle()
 
     def next_job(self) -> None:
-        """One more, for all devices; a round does not wait for one whose worker was killed."""
+        """One more, for all devices, every second one asynchronous (with an odd seed, the first); neither
+        waits for a device whose worker was killed."""
         self._count += 1
         self.job_name = f"job-{self._count}"
         config = {"model": "mlp", "shape": [8, 8], "classes": 10, "hidden": HIDDEN, "scale": 16.0}
@@ -99,6 +108,7 @@ class Party(Fleet):
             local=LOCAL,
             rounds=ROUNDS,
             min_reports=1,
+            **(BUFFERED if (self._count + self._seed) % 2 == 0 else {}),
             deadline_s=DEADLINE_S,
             chunk_bytes=1 << 16,
         )

@@ -54,6 +54,7 @@ class Record:
         self.states: dict[str, str] = {}
         """Of jobs that have ended."""
         self._round: dict[Key, int] = {}
+        self._outlive: set[str] = set()  # jobs whose requests don't end with their round
         self._over: dict[Any, int] = {}  # a request, a round (job, number) or a job → the entry that ended it
 
     def read(self) -> int:
@@ -82,6 +83,8 @@ class Record:
                 self.joins.append(fact.device)
             case JobSubmitted():
                 self.jobs[fact.job] = fact.spec.rounds
+                if fact.spec.asynchronous is not None:
+                    self._outlive.add(fact.job)
             case RequestsIssued():
                 for request in fact.requests:
                     key = Key(fact.job, request.device, request.number)
@@ -96,7 +99,7 @@ class Record:
                 key = Key(fact.job, fact.device, fact.request)
                 self.judged.append((key, fact))
                 self._end(key)
-            case RoundClosed():
+            case RoundClosed() if fact.job not in self._outlive:
                 self._end((fact.job, fact.round))
             case VersionCommitted():
                 self.committed.append((fact.job, fact.round))

@@ -94,7 +94,7 @@ def _prepared(wish: Wish, base: Path) -> Iterator[tuple[Party, disks.Disks, list
             notes.append(f"lines: {lines.kind}")
         site = stack.enter_context(deployed(wish.broker, base, host=lines.host))
         lines.connect(int(site.device_url.rpartition(":")[2]))
-        yield Party(base / "fleet", wish.devices, site, lines, small.places), small, notes
+        yield Party(base / "fleet", wish.devices, site, lines, small.places, wish.seed), small, notes
 
 
 def _hurt(

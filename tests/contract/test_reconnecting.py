@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
+import random
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from broker.bus import BusError, BusLost, BusRefused, BusUndelivered, Connected
 from broker.connect import LOCAL_RETRY_MAX_S
+from broker.pacing import RETURN_MAX_S, return_window_s
 from broker.reconnecting import RETRY_FIRST_S, RETRY_MAX_S, STABLE_S, Inbox, ReconnectingBus, pause_s
 from broker.system import system_ports
 from tests.contract.problems import problem
@@ -148,7 +151,9 @@ class TimedLink(ScriptedLink):
         return BusLost("it broke")
 
 
-def dialled_within(duration_s: float, links: Callable[[list[float]], ScriptedLink]) -> list[float]:
+def dialled_within(
+    duration_s: float, links: Callable[[list[float]], ScriptedLink], return_max_s: float = 0.0
+) -> list[float]:
     """When a bus over such links dials, on a virtual clock."""
     dialled_s: list[float] = []
 
@@ -159,6 +164,7 @@ def dialled_within(duration_s: float, links: Callable[[list[float]], ScriptedLin
             clock=SimClock(),
             entropy=SimEntropy(0),
             window_deliveries=1,
+            return_max_s=return_max_s,
         ):
             await asyncio.sleep(duration_s)
 
@@ -181,6 +187,47 @@ def test_a_connection_that_stood_for_a_while_is_dialled_again_at_once(stands_s: 
     dialled_s = dialled_within(600, lambda dialled: TimedLink(dialled, opens_s=0, stands_s=stands_s))
     pauses_s = [later - earlier - stands_s for earlier, later in pairwise(dialled_s)]
     assert (max(pauses_s) > 2 * RETRY_FIRST_S) == spared
+
+
+def back_after(outage_s: float, stood_s: float, devices: int, return_max_s: float) -> list[float]:
+    """When devices are back after their broker's, each by its own draws; all lost it at one moment."""
+    draw, back_s = random.Random(7), []
+    for _ in range(devices):
+        at_s, tries, window_s = 0.0, 0, return_window_s(stood_s, return_max_s)
+        while at_s < outage_s or not tries:
+            jitter = draw.random()
+            at_s += max(pause_s(tries, RETRY_MAX_S, jitter), jitter * window_s)
+            tries += 1
+        back_s.append(at_s - outage_s)
+    return back_s
+
+
+@pytest.mark.parametrize("outage_s", [0.0, 1.0, 3.0, 10.0, 60.0, 3_600.0])
+def test_a_fleet_that_was_cut_off_at_one_moment_does_not_return_at_one(outage_s: float) -> None:
+    fleet, day_s = 10_000, 86_400.0
+    back_s = back_after(outage_s, day_s, fleet, RETURN_MAX_S)
+    assert max(Counter(map(int, back_s)).values()) < fleet / 4
+    assert max(back_s) <= RETRY_MAX_S
+    if outage_s <= 1:  # the back-off alone does not do it
+        assert max(Counter(map(int, back_after(outage_s, day_s, fleet, 0.0))).values()) > fleet / 2
+
+
+@given(st.floats(0, 1e7))
+def test_a_device_waits_for_a_hundredth_part_of_its_connections_time_at_most(stood_s: float) -> None:
+    assert 0 <= return_window_s(stood_s, RETURN_MAX_S) <= min(stood_s / 99, RETURN_MAX_S)
+    assert return_window_s(-math.inf, RETURN_MAX_S) == 0, "none stood"
+    assert return_window_s(stood_s, 0.0) == 0, "unless it is a fleet's"
+
+
+def test_a_bus_draws_when_it_returns_after_a_connection_that_stood_long() -> None:
+    stands_s = 2_000.0
+    dialled_s = dialled_within(
+        20 * stands_s, lambda dialled: TimedLink(dialled, opens_s=0, stands_s=stands_s), RETURN_MAX_S
+    )
+    pauses_s = [later - earlier - stands_s for earlier, later in pairwise(dialled_s)]
+    assert max(pauses_s) > RETURN_MAX_S / 2
+    assert max(pauses_s) <= RETURN_MAX_S + RETRY_FIRST_S
+    assert len({round(pause_s, 3) for pause_s in pauses_s}) == len(pauses_s)
 
 
 jitters = st.floats(0, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coordinator.apply import apply
 from coordinator.core import BEHAVIOUR, step
@@ -40,7 +40,7 @@ from schemas.enrolment import Join
 from schemas.envelope import Order
 from schemas.events import ChallengeAnswer, DeviceStatus, FromDevice
 from schemas.ids import key_id
-from schemas.jobs import AsyncSettings, JobSpec
+from schemas.jobs import JobSpec
 from schemas.keys import Kind
 from tests.schemas.parties import FEDERATION, ROOT, box, secret, signing
 
@@ -59,26 +59,10 @@ def status(*tasks: str, agent: str = "0.1") -> DeviceStatus:
     )
 
 
-def job_spec(
-    name: str = "job",
-    *,
-    rounds: int = 2,
-    cohort: int = 2,
-    min_reports: int = 1,
-    over_selection: float = 1.0,
-    deadline_s: float = 100.0,
-    asynchronous: AsyncSettings | None = None,
-) -> JobSpec:
-    return JobSpec(
-        asynchronous=asynchronous,
-        name=name,
-        task=TASK,
-        rounds=rounds,
-        cohort=cohort,
-        min_reports=min_reports,
-        over_selection=over_selection,
-        deadline_s=deadline_s,
-    )
+def job_spec(name: str = "job", **fields: Any) -> JobSpec:
+    """Two rounds of two devices, unless ``fields`` say otherwise."""
+    usual = {"rounds": 2, "cohort": 2, "min_reports": 1, "deadline_s": 100.0}
+    return JobSpec(name=name, task=TASK, **usual | fields)
 
 
 def digest(text: str) -> bytes:

@@ -117,7 +117,8 @@ def test_a_directory_without_a_federation_is_named_with_the_remedy(
 
 
 @pytest.mark.parametrize(
-    "command", [["invite", "press-07"], ["devices", "revoke", "a"], ["jobs", "cancel", "a"]]
+    "command",
+    [["invite", "a"], ["devices", "revoke", "a"], ["devices", "release", "a"], ["jobs", "cancel", "a"]],
 )
 def test_a_command_that_needs_a_live_coordinator_says_how_to_start_one(
     command: list[str], home: Path, capsys: Capsys

@@ -10,21 +10,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coordinator import facts as f
-from coordinator.effects import Fold, SendReceipt
+from coordinator.effects import Fold
 from coordinator.inputs import AnyInput
 from coordinator.state import ENDED_JOB, OPEN_REQUEST, DeviceState, RequestState, State
-from coordinator.turn import CommandRefused, Turn
+from coordinator.turn import CommandRefused
 from schemas.events import Accept, Decline, StateRequest
-from schemas.ids import key_id
 from schemas.jobs import AsyncSettings
 from schemas.limits import OPEN_UPDATES_MAX
-from tests.coordinator.drive import Drive, checked, job_spec, ordered, recover_entry, status
+from tests.coordinator.drive import Drive, checked, job_spec, recover_entry, status
+from tests.coordinator.watch import Watch
 
 DEVICES = st.sampled_from(["a", "b", "c", "d"])
 JOBS = st.sampled_from(["one", "two"])
 PICK = st.integers(0, 2**16)
-Id = tuple[str, str, int]  # job, device, request
 SMALL = st.integers(1, 3)
 BUSY = st.sampled_from([0, 0, 1, 2, 3])
 HONEST = ("x", "y", "z")
@@ -33,98 +31,14 @@ REASONS = st.sampled_from(["busy", "policy"])
 
 
 class Federation(RuleBasedStateMachine):
-    """Rules are what may happen; `watch` is told every turn and knows what must never be in one."""
+    """Rules are what may happen; `Watch` is told every turn and knows what must never be in one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.drive = Drive(on_turn=self.watch)
+        self.drive = Drive()
+        self.seen = Watch(self.drive)
         self.tokens: list[tuple[bytes, str, float]] = []
-        self.keys: list[tuple[str, bytes]] = []  # every request's device and key id
         self.outcomes: list[AnyInput] = []
-        self.lives: dict[str, int] = {}  # how often each device was revoked
-        self.asked_in: dict[Id, int] = {}  # the life in which a device was asked
-        self.received: dict[Id, bytes] = {}
-        self.must_not_fold: set[Id] = set()
-        self.folded: dict[Id, int] = {}  # → round
-        self.judged: set[Id] = set()
-        self.open_round: dict[str, int] = {}
-        self.numbers: dict[tuple[str, str], int] = {}
-        self.epochs: dict[tuple[str, str], int] = {}  # newest key epoch that a device knows
-        self.spoilt: dict[str, int] = {}  # newest key epoch that a revoked device knows
-        self.versions: dict[str, int] = {}
-
-    # What must hold of every turn.
-
-    def watch(self, turn: Turn) -> None:
-        for fact in turn.facts:
-            match fact:
-                case f.UpdateReceived():
-                    self.saw_received(fact)
-                case f.UpdateJudged():
-                    self.saw_judged(fact)
-                case f.RequestsIssued():
-                    self.saw_issued(fact)
-                case f.RoundOpened():
-                    assert fact.job not in self.open_round, "one open round per job"
-                    assert fact.round == self.versions[fact.job] + 1
-                    self.open_round[fact.job] = fact.round
-                case f.RoundClosed():
-                    self.enough(fact.job, fact.round)
-                case f.VersionCommitted():
-                    assert fact.version == fact.round == self.versions.get(fact.job, -1) + 1, "one chain"
-                    self.versions[fact.job] = fact.version
-                    if fact.round:
-                        self.enough(fact.job, fact.round)
-                        assert self.open_round.pop(fact.job) == fact.round
-                case f.JobEnded():
-                    self.open_round.pop(fact.job, None)
-                case f.DeviceRevoked():
-                    self.lives[fact.device] = self.lives.get(fact.device, 0) + 1
-                    for (job, device), epoch in self.epochs.items():
-                        if device == fact.device:
-                            self.spoilt[job] = max(self.spoilt.get(job, 0), epoch)
-                case _:
-                    pass
-        for receipt in ordered(turn, SendReceipt):
-            assert receipt.digest == self.received[receipt.job, receipt.device, receipt.request]
-
-    def saw_received(self, fact: f.UpdateReceived) -> None:
-        id_ = (fact.job, fact.device, fact.request)
-        assert id_ not in self.received, "received once"
-        self.received[id_] = fact.digest
-        device = self.drive.state.devices[fact.device]
-        if device.state is not DeviceState.ACTIVE or self.lives.get(fact.device, 0) != self.asked_in[id_]:
-            self.must_not_fold.add(id_)
-
-    def saw_judged(self, fact: f.UpdateJudged) -> None:
-        id_ = (fact.job, fact.device, fact.request)
-        assert id_ in self.received, "what was never durable has no verdict"
-        if fact.folded:
-            assert id_ not in self.judged, "folded once, and never after another verdict"
-            assert id_ not in self.must_not_fold
-            request = self.drive.state.jobs[fact.job].requests[id_[1:]]
-            assert self.open_round[fact.job] == request.counts_in, "in the version that is made next"
-            self.folded[id_] = request.counts_in
-        elif id_ in self.judged:
-            assert self.drive.state.jobs[fact.job].state in ENDED_JOB, "a verdict stands while its job runs"
-            del self.folded[id_]
-        self.judged.add(id_)
-
-    def saw_issued(self, fact: f.RequestsIssued) -> None:
-        assert self.open_round[fact.job] == fact.round
-        for issued in fact.requests:
-            at = (fact.job, issued.device)
-            assert issued.number > self.numbers.get(at, 0), "numbers grow"
-            assert fact.epoch > self.spoilt.get(fact.job, 0), "no revoked device knows this key"
-            assert fact.epoch >= self.epochs.get(at, 0), "devices refuse lower epochs"
-            assert (issued.device, key_id(issued.key)) not in self.keys, "every request has its own key"
-            self.numbers[at], self.epochs[at] = issued.number, fact.epoch
-            self.keys.append((issued.device, key_id(issued.key)))
-            self.asked_in[fact.job, issued.device, issued.number] = self.lives.get(issued.device, 0)
-
-    def enough(self, job: str, round_: int) -> None:
-        folded = [id_ for id_, at in self.folded.items() if id_[0] == job and at == round_]
-        assert len(folded) >= self.drive.state.jobs[job].spec.min_reports
 
     # What may happen: operators and time.
 
@@ -189,7 +103,7 @@ class Federation(RuleBasedStateMachine):
     def join(self, pick: int, keys: str, device: str, own: int) -> None:
         token, invited, expires = self.tokens[pick % len(self.tokens)]
         device = invited if own else device
-        life = self.lives.get(device, 0)
+        life = self.seen.lives.get(device, 0)
         turn = self.drive.join(token, device, keys=keys or f"{device} {life}")
         if turn.facts:
             assert list(self.drive.state.by_sender.values()).count(device) == life + 1, (
@@ -222,10 +136,10 @@ class Federation(RuleBasedStateMachine):
         if device in self.drive.state.devices:
             self.drive.say(device, StateRequest(requests=[], key_set=1))
 
-    @precondition(lambda self: self.keys)
+    @precondition(lambda self: self.seen.keys)
     @rule(pick=PICK, other=st.integers(0, 3), foreign=st.integers(0, 9), by=DEVICES)
     def update(self, pick: int, other: int, foreign: int, by: str) -> None:
-        device, key = self.keys[-1 - pick % len(self.keys)]
+        device, key = self.seen.keys[-1 - pick % len(self.seen.keys)]
         sender = device if foreign else by
         if sender not in self.drive.state.devices:
             return
@@ -259,7 +173,7 @@ class Federation(RuleBasedStateMachine):
         for job in state.jobs.values():
             open_ = [request for request in job.requests.values() if request.state in OPEN_REQUEST]
             assert len({request.device for request in open_}) == len(open_), "one open request per device"
-            assert not open_ or job.id in self.open_round
+            assert not open_ or job.id in self.seen.open_round
             for device in job.newest:
                 assert sum(at[0] == device for at in job.requests) <= OPEN_UPDATES_MAX
         assert len(state.by_update_key) == sum(len(job.requests) for job in state.jobs.values())
@@ -271,8 +185,8 @@ class Federation(RuleBasedStateMachine):
             now = job.round.later if job.round and job.round.closed else job.round.order if job.round else []
             assert all(any(request is one for one in now) for request in waiting)
             assert not job.carried, "within one turn only"
-            for id_ in self.received:
-                assert id_ in self.judged or id_[0] != job.id or job.requests[id_[1:]] in waiting
+            for id_ in self.seen.received:
+                assert id_ in self.seen.judged or id_[0] != job.id or job.requests[id_[1:]] in waiting
 
     # In the end.
 
@@ -283,7 +197,7 @@ class Federation(RuleBasedStateMachine):
         assert recovered == self.drive.state
         self.drive.restart()
         self.settle()
-        assert set(self.received) == self.judged, "every receipted update has a verdict"
+        assert set(self.seen.received) == self.seen.judged, "every receipted update has a verdict"
         self.drive.enrol(*HONEST)
         for _ in range(12):
             self.settle()

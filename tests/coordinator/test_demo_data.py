@@ -24,7 +24,7 @@ from coordinator.demo.data import (
     DemoDataError,
     make_digits,
 )
-from schemas.jobs import LocalSettings
+from schemas.jobs import LocalPlan
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,4 +142,4 @@ def test_importing_it_loads_neither_torch_nor_scikit_learn() -> None:
 def test_the_frozen_settings_are_within_what_the_wire_allows() -> None:
     for rate in (FEDERATED.learning_rate, LOCAL_ONLY_LEARNING_RATE, CENTRALISED_LEARNING_RATE):
         settings = msgspec.structs.replace(FEDERATED, learning_rate=rate)
-        assert msgspec.convert(msgspec.to_builtins(settings), LocalSettings) == settings
+        assert msgspec.convert(msgspec.to_builtins(settings), LocalPlan) == settings

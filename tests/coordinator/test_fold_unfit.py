@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.fold import BLOCK, Folder, Unfit, look
+from coordinator.fold import BLOCK, Folder, Unfit
+from coordinator.looking import look
 from schemas import events as e
 from schemas.limits import CHUNK_BYTES_MIN
 from schemas.models import DELTA

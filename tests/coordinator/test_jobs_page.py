@@ -13,14 +13,29 @@ import pytest
 from edge_agent.tasks import Task
 from edge_agent.tasks.tabular import TabularConfig, TabularTask
 from edge_agent.tasks.vision import VisionConfig, VisionTask
-from schemas.jobs import AsyncSettings, JobSpec, LocalSettings, ServerSettings, parse_job
+from schemas.jobs import (
+    AsyncSettings,
+    CompressionSettings,
+    EvaluationSettings,
+    JobSpec,
+    LocalPlan,
+    LocalSettings,
+    Personal,
+    Scaffold,
+    ServerSettings,
+    parse_job,
+)
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "The job": JobSpec,
-    "Local training": LocalSettings,
+    "Local training": LocalPlan,
     "At the server": ServerSettings,
     "Asynchronous jobs": AsyncSettings,
+    "Evaluation": EvaluationSettings,
+    "Personal layers": Personal,
+    "Compression": CompressionSettings,
+    "SCAFFOLD": Scaffold,
     "Vision": VisionConfig,
     "Tabular": TabularConfig,
 }
@@ -47,12 +62,14 @@ def default_in_words(field: msgspec.structs.FieldInfo) -> str:
         return "required"
     default: Any = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     match default:
-        case None:
+        case None | msgspec.UNSET:
             return ""
         case LocalSettings():
             return "see [Local training](#local-training)"
         case ServerSettings():
             return "see [At the server](#at-the-server)"
+        case CompressionSettings():
+            return "see [Compression](#compression)"
         case str():
             return f'`"{default}"`'
     return f"`{default}`"
@@ -110,10 +127,14 @@ def names(struct: type[msgspec.Struct]) -> set[str]:
 
 def test_the_full_example_sets_every_field() -> None:
     document = example("defects-2")
-    assert set(document) == names(JobSpec) - {"asynchronous"}
+    assert set(document) == names(JobSpec) - {"asynchronous", "scaffold"}, "they don't go with all of them"
+    assert example("presses")["scaffold"].keys() == names(Scaffold)
     assert set(document["config"]) == names(VisionConfig)
-    assert set(document["local"]) == names(LocalSettings)
+    assert set(document["local"]) == names(LocalPlan)
     assert set(document["server"]) == names(ServerSettings)
+    assert set(document["evaluation"]) == names(EvaluationSettings)
+    assert set(document["personal"]) == names(Personal)
+    assert set(document["compression"]) == names(CompressionSettings)
 
 
 def test_the_tabular_example_sets_every_field_and_fits_the_file_beside_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace as with_fields
@@ -30,8 +31,10 @@ from edge_agent import identity as identities
 from edge_agent.app import Agent
 from edge_agent.config import Config as AgentConfig
 from edge_agent.config import Policy
+from edge_agent.encoder import encode_delta
 from edge_agent.sealer import open_model, seal_update
 from schemas import work
+from schemas.encodings import FLOAT32
 from schemas.events import Update, Vector
 from schemas.models import DELTA
 from tests.replay.history import record, unsynced
@@ -56,7 +59,9 @@ def trains(ports: Ports, count: int, factor: float = 1.0, cut: int = 0, **says: 
         assert isinstance(order, work.Train)
         model = np.frombuffer(open_model(ports.files, order), "<f4")
         drawn = np.random.default_rng(order.local.seed).standard_normal(count, dtype=np.float32)
-        delta = memoryview(((drawn - model) * np.float32(factor)).astype("<f4").tobytes())[: 4 * count - cut]
+        change = bytearray(((drawn - model) * np.float32(factor)).astype("<f4").tobytes())
+        delta = encode_delta(ports.files, order, memoryview(change))
+        delta = delta[: len(delta) - cut]
         update = Update(
             job=order.manifest.job,
             request=order.request,
@@ -68,6 +73,7 @@ def trains(ports: Ports, count: int, factor: float = 1.0, cut: int = 0, **says: 
             metrics={},
             evaluation={},
             content=sha256(delta).digest(),
+            encoding=order.encoding if order.encoding != FLOAT32 else msgspec.UNSET,
         )
         sealed = seal_update(ports, order, with_fields(update, **says), delta)
         trained = work.Trained(
@@ -104,7 +110,7 @@ class Trainee(Resident):
         self._ports = replace(fed.ports, spawn=spawn)
 
 
-def recorded(tmp_path: Path, count: int) -> tuple[Path, Ports]:
+def recorded(tmp_path: Path, count: int, up: str = "float32") -> tuple[Path, Ports]:
     """An export of a few rounds by real agents."""
     files = unsynced().files
     ports = replace(sim_ports(), files=files)
@@ -117,7 +123,9 @@ def recorded(tmp_path: Path, count: int) -> tuple[Path, Ports]:
             for resident in residents:
                 await resident.enrol()
                 running.append(tasks.create_task(resident.run(), name=resident.name))
-            await fed.command("submit", spec=spec(rounds=ROUNDS, cohort=2, min_reports=2))
+            await fed.command(
+                "submit", spec=spec(rounds=ROUNDS, cohort=2, min_reports=2, compression={"up": up})
+            )
             await fed.until(lambda: fed.job("job").state is JobState.FINISHED)
             for task in running:
                 task.cancel()
@@ -156,6 +164,22 @@ def test_a_build_that_trains_as_the_recorded_one_gives_no_differing_answer(
     document = asked(told, ports, build).document()
     assert document["equal"], document
     assert (document["updates"], document["accepted"], document["declined"]) == (ROUNDS, ROUNDS, {})
+
+
+@pytest.mark.parametrize("up", ["eden2", "topk"])
+def test_a_build_that_encodes_as_the_recorded_one_gives_no_differing_answer(tmp_path: Path, up: str) -> None:
+    told, ports = recorded(tmp_path, CHUNKED, up)
+    build = Build(ports, told / "devices" / "device-1", lambda own: trains(own, CHUNKED), "task-1")
+    document = asked(told, ports, build).document()
+    assert document["equal"], document
+    assert document["accepted"] == ROUNDS
+
+
+def test_how_far_encoded_updates_are_apart_is_told_of_what_they_stand_for(tmp_path: Path) -> None:
+    told, ports = recorded(tmp_path, CHUNKED, "eden4")
+    build = Build(ports, told / "devices" / "device-1", lambda own: trains(own, CHUNKED, 1.5), "task-1")
+    for row in asked(told, ports, build).differing:
+        assert row["relative"] == pytest.approx(0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("count", [SMALL, CHUNKED])

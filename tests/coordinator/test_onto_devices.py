@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from coordinator import rounds, works
-from coordinator.fold import Folder, Looked, look
+from coordinator.fold import Folder
+from coordinator.looking import Looked, look
 from coordinator.onto import OntoRefused
 from coordinator.onto.play import play_devices
 from coordinator.onto.source import Source
@@ -158,7 +159,7 @@ def test_whoever_is_asked_without_a_recorded_answer_declines_and_is_counted(
     def everybody(state: State, job: Job) -> list[str]:
         return sorted(one.id for one in state.devices.values() if one.state is DeviceState.ACTIVE)
 
-    def all_of(job: Job, round_: int, attempt: int, candidates: list[str], wanted: int) -> list[str]:
+    def all_of(job: Job, round_: int, attempt: int, candidates: list[str], *_: object) -> list[str]:
         return candidates
 
     told, ports = told_of(tmp_path, drawn)

@@ -18,6 +18,7 @@ from broker.system import system_ports
 from coordinator import records
 from coordinator.keystore import load_identity
 from coordinator.prune import prune
+from coordinator.tables import TABLES
 from schemas import events as e
 from tests.coordinator.pruning import COUNT, ROUNDS, old_and_long, play_round, small_segments
 from tests.standin import federation, spec
@@ -31,7 +32,7 @@ def read(directory: Path) -> Tables:
     with records.reading(FILES, directory, load_identity(FILES, directory).federation) as connection:
         return {
             name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
-            for name, table in records.TABLES.tables.items()
+            for name, table in TABLES.tables.items()
         }
 
 

@@ -18,8 +18,8 @@ from broker.worker import with_our_packages
 from coordinator.cli.main import main
 from coordinator.cli.state import open_journal
 from coordinator.entries import Sent, decode_entry
-from coordinator.history import CLAIM_MAX
 from coordinator.report import plots
+from coordinator.spread import CLAIM_MAX
 from schemas import events as e
 from tests.coordinator.serving import answer, served
 from tests.standin import Federation, StandIn, spec

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from coordinator.strategies import begun, server_optimiser
 from coordinator.whatif import Settings, blame, what_if
 from schemas import events as e
 from schemas.jobs import ServerSettings
+from schemas.schedules import Schedule
 from tests.sim import virtual_loop
 from tests.sim.machine import sim_ports
 from tests.standin import Federation, StandIn, federation, spec
@@ -43,11 +45,11 @@ def mean(round_: int) -> NDArray[np.float64]:
 
 def reference(server: ServerSettings = SERVER) -> list[Floats]:
     """The model after each round, 0 being the first."""
-    optimiser, models = server_optimiser(server), [np.zeros(COUNT, np.float32)]
-    moments = begun(optimiser, COUNT)
+    models = [np.zeros(COUNT, np.float32)]
+    moments = begun(server_optimiser(server), COUNT)
     for round_ in range(1, ROUNDS + 1):
         step, kept = mean(round_), moments.astype(np.float64)
-        optimiser.step(step, kept)
+        server_optimiser(server, round_).step(step, kept)
         moments[:] = kept
         models.append((models[-1] + step).astype(np.float32))
     return models
@@ -108,6 +110,20 @@ def test_every_version_has_the_bits_of_the_reference_through_restarts_too(betwee
 def test_without_a_table_the_bits_are_those_of_fedavg() -> None:
     for found, wanted in zip(models(recorded(server={})), reference(ServerSettings()), strict=True):
         assert found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["step", "cosine"])
+def test_a_learning_rate_with_a_schedule_is_followed_by_replay_and_what_if(kind: Any) -> None:
+    schedule = Schedule(kind=kind, rounds=2, factor=0.3)
+    server = ServerSettings(optimiser="fedadam", learning_rate=0.5, schedule=schedule)
+    ports = recorded(killed, server=msgspec.to_builtins(server))
+    found = models(ports)
+    for model, wanted in zip(found, reference(server), strict=True):
+        assert model.tobytes() == wanted.tobytes()
+    assert found[-1].tobytes() != models(recorded())[-1].tobytes()
+    assert replay(ports, HOME)["equal"]
+    rows = [parted.row for parted in what_if(Recording(ports, HOME), "job", Settings())]
+    assert {row["distance"] for row in rows} == {0.0}
 
 
 def test_what_is_kept_has_its_digest_in_the_log() -> None:

@@ -18,8 +18,8 @@ from broker.service import innermost
 from broker.system import system_ports
 from coordinator.config import ConfigError
 from coordinator.entries import Message, Sent, Turned, decode_entry
-from coordinator.fold import read_envelope, stored_name
 from coordinator.inputs import JoinAsked, Moment
+from coordinator.stored import read_envelope, stored_name
 from coordinator.tap.entries import DOWN, UP, Listening, Passed, entry_of
 from coordinator.tap.place import MARK, Known, read_known
 from coordinator.tap.read import verify

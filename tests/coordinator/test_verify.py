@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from broker.bodies import Bodies
 from coordinator import verify as module
 from coordinator.entries import Logged, Message, Turned
-from coordinator.fold import read_envelope
 from coordinator.prune import prune
+from coordinator.stored import read_envelope
 from coordinator.verify import Damage, verify
 from tests.coordinator.pruning import HOME, Disk, recorded
 from tests.replay.doctored import Entries, rewrite

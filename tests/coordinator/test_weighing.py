@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,19 +13,20 @@ from coordinator.fold import Folder
 from coordinator.state import Request
 from coordinator.strategies import Weight, begun, server_optimiser, weigh
 from schemas.errors import JobRefused
-from schemas.jobs import JobSpec, LocalSettings, ServerSettings, parse_job
+from schemas.jobs import JobSpec, LocalPlan, ServerSettings, parse_job
+from schemas.schedules import Schedule
 from tests.coordinator.stored_updates import Sender, layout_of, read
 from tests.standin import spec
 
 NOVA = ServerSettings(normalised=True)
-SGD = LocalSettings()
+SGD = LocalPlan()
 
 
 def request(samples: int = 1, norm: float = 1.0, steps: int = 1) -> Request:
     return Request("d0", 1, 1, b"", norm=norm, samples=samples, steps=steps)
 
 
-def counts(answered: Request, server: ServerSettings, local: LocalSettings) -> Weight:
+def counts(answered: Request, server: ServerSettings, local: LocalPlan) -> Weight:
     return weigh(answered, JobSpec(name="j", task="t", server=server, local=local))
 
 
@@ -52,16 +55,37 @@ def test_a_longer_change_is_scaled_down_and_a_shorter_one_left_alone() -> None:
 @given(steps=st.integers(1, 300), momentum=st.floats(0.0, 0.99))
 def test_the_effort_is_the_sum_of_what_each_gradient_counts(steps: int, momentum: float) -> None:
     pulls = [sum(momentum**later for later in range(steps - step)) for step in range(steps)]
-    effort = counts(request(steps=steps), NOVA, LocalSettings(momentum=momentum)).effort
+    effort = counts(request(steps=steps), NOVA, LocalPlan(momentum=momentum)).effort
     assert effort == pytest.approx(sum(pulls), rel=1e-12)
 
 
 def test_with_a_momentum_that_forgets_nothing_the_effort_is_not_lost_to_rounding() -> None:
     for momentum in (1 - 1e-8, 1 - 2**-53):
-        told = [
-            counts(request(steps=steps), NOVA, LocalSettings(momentum=momentum)) for steps in (1, 3, 1000)
-        ]
+        told = [counts(request(steps=steps), NOVA, LocalPlan(momentum=momentum)) for steps in (1, 3, 1000)]
         assert [weight.effort for weight in told] == pytest.approx([1, 6, 1000 * 1001 / 2], rel=1e-4)
+
+
+@given(
+    steps=st.integers(1, 300),
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    pull=st.floats(1e-6, 0.9),
+)
+def test_what_held_steps_back_makes_their_effort_less(steps: int, momentum: float, pull: float) -> None:
+    local = LocalPlan(learning_rate=0.5, momentum=momentum, proximal=2 * pull)
+    speed = way = 0.0
+    for _ in range(steps):
+        speed = momentum * speed + 1.0 - pull * way
+        way += speed
+    assert counts(request(steps=steps), NOVA, local).effort == pytest.approx(way, rel=1e-9)
+    if not momentum:
+        assert way == pytest.approx((1 - (1 - pull) ** steps) / pull, rel=1e-9)
+
+
+def test_the_proximal_pull_is_that_of_the_rounds_own_rate() -> None:
+    plan = LocalPlan(proximal=1.0, schedule=Schedule(kind="step", rounds=1, factor=0.5))
+    second = LocalPlan(proximal=1.0, learning_rate=0.05)
+    asked = replace(request(steps=9), round=2)
+    assert counts(asked, NOVA, plan) == counts(asked, NOVA, second) != counts(request(steps=9), NOVA, plan)
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 50)), min_size=1, max_size=6))
@@ -107,7 +131,7 @@ def test_fednova_comes_to_the_optimum_where_fedavg_comes_to_another_point() -> N
 @pytest.mark.parametrize("claimed", [1, 5, 100])
 def test_fewer_steps_claimed_than_samples_take_make_no_clipped_change_count_more(claimed: int) -> None:
     """Both took 100 steps of one sample each; the second claims fewer, so that less divides its change."""
-    bounded, local = ServerSettings(normalised=True, clip_norm=2.0), LocalSettings(batch_size=1)
+    bounded, local = ServerSettings(normalised=True, clip_norm=2.0), LocalPlan(batch_size=1)
     honest, liar = (counts(request(100, norm=2.0, steps=n), bounded, local) for n in (100, claimed))
     assert liar.of_change == pytest.approx(honest.of_change)
 
@@ -118,6 +142,6 @@ def test_a_norm_to_clip_to_above_the_norm_that_is_rejected_is_refused() -> None:
 
 
 def test_the_steps_of_a_training_follow_from_its_samples() -> None:
-    local = LocalSettings(epochs=3, batch_size=10)
+    local = LocalPlan(epochs=3, batch_size=10)
     assert [local.steps(samples) for samples in (1, 10, 11)] == [3, 3, 6]
-    assert LocalSettings(epochs=3, batch_size=10, steps_max=5).steps(11) == 5
+    assert LocalPlan(epochs=3, batch_size=10, steps_max=5).steps(11) == 5

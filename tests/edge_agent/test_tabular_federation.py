@@ -93,7 +93,8 @@ async def take_part(folder: Path, token: str, data: Path, broker: MemoryBroker) 
     await Agent(folder, config, PORTS, bus(), identity, installed=lambda: ["tabular"]).run()
 
 
-async def trained(tmp_path: Path, parts: Iterable[Path], config: TaskConfig) -> None:
+async def trained(tmp_path: Path, parts: Iterable[Path], config: TaskConfig, **fields: Any) -> None:
+    """Play the job ``cancer``, to which ``fields`` are added, to its end."""
     broker = MemoryBroker()
     async with serving(tmp_path / "c", broker) as coordinator, asyncio.TaskGroup() as group:
 
@@ -111,7 +112,7 @@ async def trained(tmp_path: Path, parts: Iterable[Path], config: TaskConfig) -> 
         ]
         local = {"epochs": 3, "batch_size": 16, "learning_rate": 0.05}
         counts = {"rounds": ROUNDS, "cohort": DEVICES, "min_reports": DEVICES}
-        spec = {"name": "cancer", "task": "tabular", "config": config, "local": local} | counts
+        spec = {"name": "cancer", "task": "tabular", "config": config, "local": local} | counts | fields
         await command("submit", spec=spec)
         jobs = coordinator.ledger.state.jobs
         async with asyncio.timeout(PATIENCE_S):

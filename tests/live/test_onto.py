@@ -131,7 +131,7 @@ class Build:
 
 def with_a_bug(folder: Path) -> Path:
     """A copy of our packages, whose updates are a hundredth too long."""
-    for package in ("broker", "schemas", "edge_agent"):
+    for package in ("broker", "compressors", "schemas", "edge_agent"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     tensors = folder / "edge_agent" / "tensors.py"
     right, wrong = "view, out=view)", "view, out=view).mul_(1.01)"

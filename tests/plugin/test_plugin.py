@@ -19,7 +19,7 @@ from tests.replay.history import unsynced
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROJECT: Final = Path(__file__).with_name("press_tests")
-SOURCES: Final = ("broker", "coordinator", "edge_agent", "schemas")
+SOURCES: Final = ("broker", "compressors", "coordinator", "edge_agent", "schemas")
 
 
 def build_wheel(folder: Path) -> Path:

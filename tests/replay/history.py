@@ -117,7 +117,18 @@ class History:
         """All of it."""
         self.a, self.b, self.c = [await self.device(name) for name in DEVICES]
         settings = {"columns": [TEXTS[3], "heat"], "rate": 0.5}
-        await self.submit(JOB, rounds=ROUNDS, cohort=3, dataset=DATASET, config=settings, deadline_s=20.0)
+        # Nobody measures it: an alarm.
+        evaluation = {"dataset": f"/{DATASET}/rolls.npz", "metric": "rolls-turned"}
+        await self.submit(
+            JOB,
+            rounds=ROUNDS,
+            cohort=3,
+            dataset=DATASET,
+            config=settings,
+            deadline_s=20.0,
+            quarantine_after=2,
+            evaluation=evaluation,
+        )
         await self.first_round()
         await self.late_and_wrong()
         await self.nobody_answers()
@@ -201,7 +212,9 @@ class History:
         assert not (await self.c.next(e.Verdict)).folded
 
     async def nobody_answers(self) -> None:
-        """The third round gets more time, and then one update."""
+        """The third round gets more time, and then one update. The operator ends a quarantine meanwhile."""
+        await self.fed.until(lambda: DEVICES[0] in self.fed.job(JOB).quarantine)
+        await self.fed.command("release", device=DEVICES[0])
         request = await self.asked(self.b)
         await asyncio.sleep(2 * self.fed.job(JOB).spec.deadline_s)
         await self.answer(self.b, request)

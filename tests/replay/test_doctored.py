@@ -12,8 +12,8 @@ from broker.system import system_ports
 from coordinator.cli.main import main
 from coordinator.entries import Logged, Message, Sent, Turned
 from coordinator.facts import UpdateJudged, UpdateReceived, VersionCommitted
-from coordinator.fold import stored_name
 from coordinator.recovery import FOLDER
+from coordinator.stored import stored_name
 from coordinator.testing import RECORDING, unpack
 from schemas.codec import unpack as decoded
 from schemas.envelope import Header

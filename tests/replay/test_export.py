@@ -26,7 +26,7 @@ from coordinator.verify import verify
 from edge_agent.tasks.tabular import TabularConfig
 from edge_agent.tasks.vision import VisionConfig
 from schemas import events as e
-from schemas.jobs import JobSpec
+from schemas.jobs import EvaluationSettings, JobSpec
 from tests.coordinator.serving import answer, served
 from tests.replay import history
 from tests.replay.history import record, unsynced
@@ -148,7 +148,7 @@ def kinds(*unions: Any) -> set[type[msgspec.Struct]]:
     "kind",
     sorted(
         kinds(AnyFact, i.Recorded, e.FromDevice, e.FromCoordinator)
-        | {f.IssuedRequest, e.RequestRef, e.Vector, JobSpec},
+        | {f.IssuedRequest, e.RequestRef, e.Vector, JobSpec, EvaluationSettings},
         key=str,
     ),
     ids=lambda kind: kind.__name__,

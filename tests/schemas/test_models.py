@@ -40,8 +40,9 @@ def tensor(name: str, shape: list[int], role: str = "trained", dtype: str = "flo
 def layouts(draw: st.DrawFn) -> Layout:
     """Layouts that hold together."""
     names = draw(st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=9, unique=True))
-    roles = ["trained", *draw(st.lists(st.sampled_from(["trained", "frozen", "counter"]), max_size=6))]
-    roles.sort(key=["trained", "frozen", "counter"].index)
+    order = ["trained", "personal", "frozen", "counter"]
+    roles = ["trained", *draw(st.lists(st.sampled_from(order), max_size=6))]
+    roles.sort(key=order.index)
     shapes = st.lists(st.integers(1, 9), max_size=3)
     tensors = [
         tensor(name, draw(shapes), role, "int64" if role == "counter" else "float32")
@@ -177,6 +178,10 @@ BAD_LAYOUTS: dict[str, tuple[Tensors, dict[str, str]]] = {
     "an alias named like a tensor": ([tensor("a", [1])], {"a": "a"}),
     "an alias of nothing": ([tensor("a", [1])], {"b": "c"}),
     "an alias of an alias": ([tensor("a", [1])], {"b": "a", "c": "b"}),
+    "controls of other tensors": ([tensor("a", [1]), tensor("scaffold/b", [1], "control")], {}),
+    "controls of another shape": ([tensor("a", [1]), tensor("scaffold/a", [2], "control")], {}),
+    "controls of a part": ([tensor("a", [1]), tensor("b", [1]), tensor("scaffold/a", [1], "control")], {}),
+    "a personal integer": ([tensor("a", [1]), tensor("b", [1], "personal", "int64")], {}),
     "a trained integer": ([tensor("a", [1], "trained", "int64")], {}),
     "a frozen integer": ([tensor("a", [1]), tensor("b", [1], "frozen", "int8")], {}),
     "a counter of floats": ([tensor("a", [1]), tensor("b", [1], "counter")], {}),

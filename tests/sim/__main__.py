@@ -10,8 +10,7 @@ import time
 from collections import Counter
 from functools import partial
 
-from schemas.ids import COORDINATOR
-from tests.sim.crash_points import DEVICE, ENDS, by_kind, die, points
+from tests.sim.crash_points import ENDS, MORTALS, by_kind, die, points
 from tests.sim.mutation import all_mutants
 from tests.sim.pool import pool, quiet
 from tests.sim.seeds import Played, play, summary
@@ -23,7 +22,7 @@ def all_points(jobs: int) -> int:
     """Every point of every kind, each end; the number of failures."""
     began_s, problems, runs = time.monotonic(), list[str](), 0
     with pool(jobs) as processes:
-        for mortal in (COORDINATOR, DEVICE):
+        for mortal in MORTALS:
             seen = points(mortal)
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(by_kind(seen).items()))
             print(f"{mortal}: {len(seen)} points ({kinds})", flush=True)

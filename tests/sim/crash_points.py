@@ -4,7 +4,8 @@ A point is an operation of the disk (write, sync, rename, remove, …) or an ack
 the death comes just before it: what was done up to there stays (``kill``), or only what the disk had made
 durable, the rest torn (``power``), or one of the two by chance and then a second death, soon after the new
 start (``twice``). The federation is small and without other faults: two rounds, updates that travel whole and
-in chunks. `points` plays it uncrashed and lists them; `crashed` plays it with a death.
+in chunks; and the same with buffers in place of rounds (`BUFFERED`). `points` plays it uncrashed and lists
+them; `crashed` plays it with a death.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from tests.workers import Answer, trainer
 COUNT: Final = 3_000  # parameters: three chunks of the smallest size
 CHUNK_BYTES: Final = 4 * 1024
 DEVICE: Final = "d1"  # its updates travel in chunks
+BUFFERED: Final = "coordinator, asynchronous"
+MORTALS: Final = (COORDINATOR, DEVICE, BUFFERED)
 ENDS: Final = ("kill", "power", "twice")
 POWER_CUTS: Final = {"kill": 0.0, "power": 1.0, "twice": 0.5}
 SECOND_MAX: Final = 25  # points between two deaths
@@ -87,7 +90,8 @@ class Small(World):
         self.mortal = mortal
         self.draw = random.Random(f"{at}:{end}")
         second = [at + self.draw.randint(1, SECOND_MAX)] if end == "twice" else []
-        machine = self.center if mortal == COORDINATOR else self.devices[mortal]
+        self.dies = DEVICE if mortal == DEVICE else COORDINATOR
+        machine = self.devices[DEVICE] if mortal == DEVICE else self.center
         self.laws = Laws()
         self.points = Points(machine, (at, *second) if at else ())
         machine.files.on_change = self.points
@@ -105,12 +109,19 @@ class Small(World):
             files = self.devices[name].files
             life = name, files.life
             line = Line(bus, files, lambda payload: self.laws.said(life, payload))
-        if name == self.mortal:
+        if name == self.dies:
             line.acks = lambda: self.points("ack", Path("delivery"))
         return line
 
+    def job(self) -> dict[str, object]:
+        asked = super().job()
+        if self.mortal == BUFFERED:
+            del asked["over_selection"]
+            asked |= {"cohort": 2, "asynchronous": {"concurrency": 3}}
+        return asked
+
     def arm(self, parties: Sequence[Party]) -> None:
-        (self.points.party,) = (party for party in parties if party.name == self.mortal)
+        (self.points.party,) = (party for party in parties if party.name == self.dies)
         self.points.party.rng = self.draw
 
 

@@ -64,7 +64,9 @@ class _Known:
     def sign_open(self, signed: bytes, public: bytes) -> bytes:
         if (public, signed) in self._signed:
             return signed[bindings.crypto_sign_BYTES :]
-        return self._sign_open(signed, public)
+        message = self._sign_open(signed, public)
+        self._signed.add((public, signed))
+        return message
 
     def seal(self, message: bytes, public: bytes) -> bytes:
         """As crypto_box_seal: a one-time public key, then the box under a nonce of both public keys."""

@@ -134,6 +134,12 @@ class SimFiles:
         self.boot = 0
         self.halted = False
 
+    def fill(self, other: SimFiles) -> None:
+        """Hold what ``other`` holds and nothing else, all of it durable."""
+        self._names = {path: Inode(bytearray(inode.data)) for path, inode in other._names.items()}
+        self._durable = dict(self._names)
+        self._folders = {path: dict(held) for path, held in other._folders.items()}
+
     def open(self, path: Path, *, create: bool = False, mode: int = 0o600) -> SimFile:
         self._check(path)
         name = str(path)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from broker.bus import Bus, Credentials
 from broker.faults import FaultPlan, Faults, FaultyBus
 from broker.memory import MemoryBroker, MemoryBus
-from broker.ports import Ports
+from broker.ports import Ports, write_atomic
 from coordinator.app import Coordinator
 from coordinator.broker_admin.access import ListedAccess, UnmanagedUsers
 from coordinator.config import Config as CoordinatorConfig
@@ -50,7 +50,8 @@ DEVICES = 5
 ROUNDS = 4
 PATIENCE_S = 40_000.0
 DATA = "/data.npz"
-OUTBOX = Path("/agent") / DIR
+AGENT = Path("/agent")
+OUTBOX = AGENT / DIR
 
 
 @dataclass
@@ -85,14 +86,12 @@ class World:
         self.seed = seed
         self.rng = random.Random(seed)
         self.count = self.rng.choice((50, 80_000))  # inline, or five chunks
-        self.broker = MemoryBroker()
-        self.home = Path("/fedbus")
+        self.broker, self.home = MemoryBroker(), Path("/fedbus")
         self.plan = FaultPlan(
             Faults(drop=0.08, duplicate=0.08, hold=0.1, hold_s_max=5.0),
             Faults(drop=0.04, duplicate=0.04, hold=0.05, hold_s_max=2.0),
         )
-        self.calm = FaultPlan()
-        self.quiet = False
+        self.calm, self.quiet = FaultPlan(), False
         self.device_chunk_bytes = CHUNK_BYTES_MAX
         spawn = SimSpawn(lambda argv, env: SimProcess(self.makes()))
         offload = self.offload(random.Random(f"{seed}:offload"))
@@ -100,6 +99,7 @@ class World:
         self.devices = {f"d{i}": self._device_machine(seed, i) for i in range(self.size)}
         self.receipted: dict[str, set[tuple[str, int]]] = {name: set() for name in self.devices}
         self.serving: Coordinator | None = None
+        self.tokens: dict[str, Token] = {}  # if there are any, the devices are members already
 
     def _device_machine(self, seed: int, index: int) -> SimMachine:
         draw = random.Random(f"{seed}:{index}")
@@ -107,11 +107,7 @@ class World:
         offload = self.offload(draw)
         machine = SimMachine(spawn=spawn, offload=offload, entropy=SimEntropy(seed * 1_000 + index + 1))
         machine.files.watch = partial(self._watch, f"d{index}")
-        data = machine.files.open(Path(DATA), create=True)
-        data.append(b"data")
-        data.sync()
-        data.close()
-        machine.files.sync_dir(Path("/"))
+        write_atomic(machine.files, Path(DATA), b"data")
         return machine
 
     def offload(self, rng: random.Random) -> SimOffload:
@@ -157,7 +153,6 @@ class World:
             self.serving = None
 
     def device_program(self, name: str, token: Token) -> Callable[[], Coroutine[None, None, None]]:
-        machine, directory = self.devices[name], Path("/agent")
         config = Config(
             policy=Policy(tasks=[TASK]),
             data={TASK: DATA},
@@ -166,14 +161,17 @@ class World:
         )
 
         async def program() -> None:
-            ports = machine.ports
-            identity = prepare(ports, directory, token)
-            if not identity.active:
-                topic = identity.down_topic
-                identity = await enrol(ports, directory, identity, self.bus(name, topic))
-            await self.member(name, directory, config)
+            await self.enrol(name, token)
+            await self.member(name, AGENT, config)
 
         return program
+
+    async def enrol(self, name: str, token: Token) -> None:
+        """Have a device join, unless it did."""
+        ports = self.devices[name].ports
+        identity = prepare(ports, AGENT, token)
+        if not identity.active:
+            await enrol(ports, AGENT, identity, self.bus(name, identity.down_topic))
 
     async def member(self, name: str, directory: Path, config: Config) -> None:
         """What an enrolled device does."""
@@ -193,8 +191,8 @@ class World:
     def party(self, name: str, program: Callable[[], Coroutine[None, None, None]]) -> Party:
         """One who may die."""
         machine = self.center if name == COORDINATOR else self.devices[name]
-        rng = random.Random(f"{self.seed}:{name}")
-        return Party(name, machine, program, rng, self.crash_chance, self.power_cuts)
+        draw = random.Random(f"{self.seed}:{name}")
+        return Party(name, machine, program, draw, self.crash_chance, self.power_cuts)
 
     def calm_down(self, parties: Sequence[Party]) -> None:
         """The faults end, with the death of everybody."""
@@ -222,15 +220,19 @@ class World:
         return spec(chunk_bytes=CHUNK_BYTES_CHOSEN_MIN, **fields)
 
 
+async def invite(world: World) -> dict[str, Token]:
+    """A token for each device."""
+    return {name: token_from_text(await _command(world, "invite", device=name)) for name in world.devices}
+
+
 async def _play(world: World) -> Outcome:
     loop = asyncio.get_running_loop()
-    init(world.center.ports, world.home, CoordinatorConfig(broker="memory:sim"))
+    if not world.tokens:
+        init(world.center.ports, world.home, CoordinatorConfig(broker="memory:sim"))
     parties = [world.party(COORDINATOR, world.serve)]
     async with asyncio.TaskGroup() as tasks:
         lives = [tasks.create_task(parties[0].live(), name="coordinator")]
-        tokens = {
-            name: token_from_text(await _command(world, "invite", device=name)) for name in world.devices
-        }
+        tokens = world.tokens or await invite(world)
         for name, token in tokens.items():
             parties.append(world.party(name, world.device_program(name, token)))
             lives.append(tasks.create_task(parties[-1].live(), name=name))
@@ -281,8 +283,8 @@ def _settled(world: World) -> bool:
 
 
 def _waits(machine: SimMachine) -> bool:
-    ledger = read_ledger(machine.files, Path("/agent"))
-    shelf = Shelf(machine.files, machine.clock, Path("/agent"))
+    ledger = read_ledger(machine.files, AGENT)
+    shelf = Shelf(machine.files, machine.clock, AGENT)
     held = (RequestState.ACCEPTED, RequestState.MADE)
     return any(record.state in held for record in ledger.requests) or not all(
         shelf.has_last(name) for name, job in ledger.jobs.items() if job.wanted

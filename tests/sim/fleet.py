@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import ClassVar, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar, cast
 
 from broker.bus import Bus, Credentials
 from broker.faults import FaultPlan, Faults, FaultyBus
@@ -34,6 +34,9 @@ from tests.sim.party import Party
 from tests.sim.virtual_loop import VirtualLoop
 from tests.sim.wire import Laws, Line
 from tests.workers import Answer, trainer
+
+if TYPE_CHECKING:
+    from tests.sim.members import Members
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,7 +65,7 @@ class Fleet(World):
     faults_end_s = 6_000.0
     poll_s = 10.0
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, members: Members | None = None) -> None:
         self.record = Record(in_round=self._in_round)
         self.log: list[AnyFact] = []
         self.head = self.federation = b""
@@ -78,13 +81,12 @@ class Fleet(World):
         self.count = COUNT
         self.device_chunk_bytes = CHUNK_BYTES
         self.last_death = self.rng.random() < 0.1
-        self.plan = FaultPlan(
-            Faults(drop=0.03, duplicate=0.03, hold=0.05, hold_s_max=5.0),
-            Faults(drop=0.01, duplicate=0.01, hold=0.02, hold_s_max=2.0),
-        )
+        self.plan = FaultPlan(Faults(drop=0.04, duplicate=0.04, hold=0.07, hold_s_max=5.0))
         self.steps = Steps(random.Random(f"{seed}:steps"), STEPS_APART)
         cast(VirtualLoop, asyncio.get_running_loop()).on_step = self.steps
         self._mortals: dict[str, Mortal] = {}
+        if members is not None:
+            members.settle(self)
 
     def offload(self, rng: random.Random) -> SimOffload:
         return Threads(rng)

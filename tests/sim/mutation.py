@@ -18,7 +18,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 PATCHES: Final = sorted((ROOT / "tests" / "sim" / "mutants").glob("*.patch"))
-SOURCES: Final = ("broker", "coordinator", "edge_agent", "schemas", "tests")
+SOURCES: Final = ("broker", "compressors", "coordinator", "edge_agent", "schemas", "tests")
 SEEDS_MAX: Final = 300
 FAILED: Final = re.compile(r"^seed (\d+) FAILED: (.*)$", re.MULTILINE)
 
@@ -39,7 +39,8 @@ def caught(patch: Path, jobs: int) -> tuple[int, str]:
         if applied.returncode:
             raise RuntimeError(f"{patch.name} does not fit any more: {applied.stderr.strip()}")
         command = [sys.executable, "-m", "tests.sim", f"0:{SEEDS_MAX}", "--first", "--jobs", str(jobs)]
-        environment = os.environ | {"PYTHONPATH": str(tree)}
+        path = os.pathsep.join((str(tree), os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep)
+        environment = os.environ | {"PYTHONPATH": path}
         played = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, check=False
         )

@@ -16,8 +16,10 @@ from tests.sim.crypto import seeded
 from tests.sim.federation import run
 from tests.sim.fleet import Fleet
 from tests.sim.laws import digest
+from tests.sim.members import members
 
 TRACE_LINES = 25
+ENROL_EVERY = 10  # seeds; the devices of the others are members already
 WANTED = ("crash in a round", "lost", "duplicated", "held back", "partition")
 """Faults that nearly every seed must show; what is held back is overtaken by later messages."""
 SHARE_MIN, RATIO_MIN = 0.95, 1_000.0
@@ -51,9 +53,10 @@ class Played:
 def play(seed: int) -> Played:
     """Play one seed. Never raises because something did not hold: it says so."""
     worlds: list[Fleet] = []
+    known = members() if seed % ENROL_EVERY else None
 
     def make(seed: int) -> Fleet:
-        worlds.append(Fleet(seed))
+        worlds.append(Fleet(seed, known))
         return worlds[0]
 
     gc.disable()  # the garbage of a seed is small, and goes at its end

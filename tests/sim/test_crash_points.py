@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.ids import COORDINATOR
-from tests.sim.crash_points import DEVICE, ENDS, KINDS, by_kind, crashed, points
+from tests.sim.crash_points import ENDS, KINDS, MORTALS, by_kind, crashed, points
 
 # Of work that was about to be started when the program died.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited:RuntimeWarning")
@@ -15,7 +14,7 @@ STRIDE = 5
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("mortal", [COORDINATOR, DEVICE])
+@pytest.mark.parametrize("mortal", MORTALS)
 def test_whenever_a_program_dies_each_update_counts_once_and_the_log_folds_to_the_model(
     mortal: str, end: str
 ) -> None:

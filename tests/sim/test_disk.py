@@ -250,3 +250,15 @@ def test_a_full_disk_is_an_oserror_of_the_test_and_changes_nothing() -> None:
     with pytest.raises(OSError, match="No space"):
         file.append(b"more")
     assert file.size() == 4
+
+
+def test_a_disk_filled_from_another_is_durable_and_goes_its_own_way() -> None:
+    first, second = SimFiles(), SimFiles()
+    first.make_dir(Path("/empty"))
+    file = first.open(Path("/f"), create=True)
+    file.append(b"abc")
+    second.fill(first)
+    file.append(b"d")
+    second.crash(random.Random(0))
+    assert second.read(Path("/f")) == b"abc"
+    assert second.exists(Path("/empty"))

@@ -36,6 +36,9 @@ class VirtualTimeLimit(Exception):
 class _Ready(asyncio.Handle):
     """A handle without what debugging needs: one is made for every step of every task."""
 
+    __slots__ = ()
+    _repr = _source_traceback = None
+
     def __init__(
         self,
         callback: Callable[..., object],
@@ -48,11 +51,14 @@ class _Ready(asyncio.Handle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = self._source_traceback = None
 
 
 class _Timer(asyncio.TimerHandle):
     """As `_Ready`, for later."""
+
+    __slots__ = ()
+    _repr = _source_traceback = None
+    _scheduled = False
 
     def __init__(
         self,
@@ -67,9 +73,7 @@ class _Timer(asyncio.TimerHandle):
         self._callback = callback
         self._args = args
         self._cancelled = False
-        self._repr = self._source_traceback = None
         self._when = when
-        self._scheduled = True
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -134,26 +138,32 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return timer
 
     def _run_once(self) -> None:
-        """One turn, in place of the base class's: nothing real is waited for."""
-        ready, timers = self._ready, self._timers
-        if not ready and not self._stopping:
-            self._pass_time()
-        elif self.on_step is not None:
-            self.on_step(ready)
-        while timers and timers[0][0] <= self._now_s:
-            timer = heappop(timers)[2]
-            if not timer._cancelled:
-                ready.append(timer)
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not handle._cancelled:
-                try:  # as `asyncio.Handle._run` does, without another call
-                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # ours
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as error:  # noqa: BLE001  # what a callback raises must not end the loop
-                    message = f"Exception in callback {handle!r}"
-                    self.call_exception_handler({"message": message, "exception": error, "handle": handle})
+        """All turns until `stop`, in place of the base class's single one: nothing real is waited for."""
+        ready, timers, next_ready = self._ready, self._timers, self._ready.popleft
+        while True:
+            if not ready and not self._stopping:
+                self._pass_time()
+            elif self.on_step is not None:
+                self.on_step(ready)
+            while timers and timers[0][0] <= self._now_s:
+                timer = heappop(timers)[2]
+                if not timer._cancelled:
+                    ready.append(timer)
+            for _ in range(len(ready)):
+                handle = next_ready()
+                if not handle._cancelled:
+                    try:  # as `asyncio.Handle._run` does, without another call
+                        handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]  # ours
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:  # noqa: BLE001  # what a callback raises must not end the loop
+                        self._report(handle, error)
+            if self._stopping:
+                return
+
+    def _report(self, handle: asyncio.Handle, error: BaseException) -> None:
+        message = f"Exception in callback {handle!r}"
+        self.call_exception_handler({"message": message, "exception": error, "handle": handle})
 
     def _pass_time(self) -> None:
         timers = self._timers
