@@ -38,9 +38,9 @@ def _server(optimiser: str, rates: Sequence[float], **more: Sequence[float]) -> 
 STRATEGIES: Final[dict[str, list[Fields]]] = {
     "FedAvg": [{"server": {"optimiser": "fedavg"}}],
     "FedAvgM": _server("fedavgm", (0.1, 0.3, 1.0), beta_1=(0.5, 0.9)),
-    "FedAdagrad": _server("fedadagrad", (0.01, 0.03, 0.1), tau=(1e-3, 1e-2)),
-    "FedAdam": _server("fedadam", (0.003, 0.01, 0.03), tau=(1e-3, 1e-2)),
-    "FedYogi": _server("fedyogi", (0.003, 0.01, 0.03), tau=(1e-3, 1e-2)),
+    "FedAdagrad": _server("fedadagrad", (0.03, 0.1, 0.3), tau=(1e-3, 1e-2)),
+    "FedAdam": _server("fedadam", (0.01, 0.03, 0.1), tau=(1e-3, 1e-2)),
+    "FedYogi": _server("fedyogi", (0.01, 0.03, 0.1), tau=(1e-3, 1e-2)),
     "FedNova": [{"server": {"optimiser": "fedavg", "normalised": True}}],
 }
 
