@@ -46,8 +46,6 @@ from tests.sim.party import Party, SlowOffload, SlowProcess
 from tests.standin import TASK, spec
 from tests.workers import Answer, maker, trainer
 
-DEVICES = 5
-ROUNDS = 4
 PATIENCE_S = 40_000.0
 DATA = "/data.npz"
 AGENT = Path("/agent")
@@ -70,8 +68,8 @@ class Outcome:
 class World:
     """One seed's federation. ``power_cuts`` is the part of the crashes that loses what was not synced."""
 
-    size = DEVICES
-    rounds = ROUNDS
+    size = 5
+    rounds = 4
     cohort = 3
     rule: ClassVar[dict[str, float]] = {"min_reports": 2, "over_selection": 1.3, "deadline_s": 120.0}
     buffered: ClassVar[dict[str, object]] = {"concurrency": 4, "staleness_max": 2}  # of every fourth seed
