@@ -31,8 +31,12 @@ ASYNCHRONOUS: Final[list[Fields]] = [
         "asynchronous": {"concurrency": CONCURRENCY, "weighting": weighting, "staleness_max": staleness_max},
         "server": {"learning_rate": rate},
     }
-    for weighting in ("polynomial", "delay-adaptive")
-    for staleness_max in (20, 400)
+    for weighting, staleness_max in (
+        ("constant", 20),
+        ("polynomial", 20),
+        ("polynomial", 400),
+        ("delay-adaptive", 20),
+    )
     for rate in (1.0, 1.5)
 ]
 SIDES: Final = {"synchronous": SYNCHRONOUS, "asynchronous": ASYNCHRONOUS}
