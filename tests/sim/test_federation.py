@@ -15,7 +15,7 @@ from edge_agent.exporting import kept
 from edge_agent.identity import load
 from edge_agent.sealer import open_sealed
 from tests.sim.crypto import seeded
-from tests.sim.federation import ROUNDS, Outcome, run
+from tests.sim.federation import Outcome, World, run
 from tests.sim.invariants import check, facts
 
 SEEDS = 40
@@ -43,7 +43,7 @@ def check_last_version(outcome: Outcome) -> None:
     for device in took_part:
         files = outcome.devices[device].files
         (model,), _ = kept(files, Path("/agent"), load(files, Path("/agent")))
-        assert (model.version, model.state, model.whole) == (ROUNDS, "finished", True)
+        assert (model.version, model.state, model.whole) == (World.rounds, "finished", True)
         opened = open_sealed(files, model.path, model.manifest, model.card.offer.job_key)
         assert sha256(opened).digest() == last
 
