@@ -94,9 +94,12 @@ def _entries(source: Source, script: Script) -> Iterator[Turned]:
 
 
 def _wanting(fact: f.AnyFact, updates: int) -> f.AnyFact:
+    """The job, as its recorded rounds went: whom to ask, and when to end, the recording says."""
     if not isinstance(fact, f.JobSubmitted):
         return fact
-    return with_fields(fact, spec=with_fields(fact.spec, cohort=max(fact.spec.cohort, updates)))
+    cohort = max(fact.spec.cohort, updates)
+    spec = with_fields(fact.spec, cohort=cohort, quarantine_after=0, evaluation=None)
+    return with_fields(fact, spec=spec)
 
 
 def _begins(fact: f.AnyFact, job: str) -> bool:
