@@ -144,7 +144,7 @@ class Fleet:
 
     def submit(self, name: str = "digits", **fields: Any) -> None:
         """The demo's job, for the whole fleet."""
-        local = {field: getattr(FEDERATED, field) for field in FEDERATED.__struct_fields__}
+        local = msgspec.to_builtins(FEDERATED)
         count = len(self.devices)
         spec = {
             "name": name,
