@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from coordinator import control
 from coordinator.demo.data import CONFIG, FEDERATED, make_digits
 
