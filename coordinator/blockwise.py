@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from broker.bodies import Bodies
 from broker.ports import File
 from coordinator.facts import Leaning
-from coordinator.fold import Expected, Unfit
+from coordinator.opening import Expected, Unfit
 from coordinator.state import Request
 from coordinator.stored import read_envelope, stored_name
 from coordinator.strategies import Told

@@ -9,49 +9,31 @@ each; so the same log gives the same bits on every machine (ARCHITECTURE.md, "Bi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.ports import File
 from compressors import decode
-from coordinator.stored import read_envelope
+from coordinator.opening import Expected, Opening, Part, Unfit, bound
 from coordinator.strategies import Aggregation, Moments, ServerOptimiser, Told, Updates, Weight
 from coordinator.strategies.scaffold import follow
-from schemas.encodings import FLOAT32, Encoding, encoded_bytes, told_encoding
-from schemas.envelope import Clear, Opened, open_envelope
 from schemas.errors import WireError
-from schemas.events import Update, decode_from_device
-from schemas.keys import BoxKey
-from schemas.limits import CHUNK_OVERHEAD_BYTES
-from schemas.models import DELTA, Layout
+from schemas.events import Update
+from schemas.limits import CHUNK_OVERHEAD_BYTES, MIB
+from schemas.models import Layout
 from schemas.sealing import chunk_open_into
 
 BLOCK = 65_536  # coordinates at a time: their float64 copies stay in the processor's cache
-
-
-class Unfit(Exception):
-    """An update that cannot be folded. The text starts with the kind of fault: recorded as its verdict."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What the update that answers one request must be; signed by ``signer``, unless that was looked at. It
-    is encoded as float32 or in ``encoding``."""
-
-    federation: bytes
-    job: str
-    request: int
-    base: bytes
-    layout: Layout
-    key: BoxKey
-    signer: bytes = b""
-    encoding: Encoding = FLOAT32
+HALVES_BYTES_MIN = 2 * MIB  # of content: less is opened sooner than it is handed to another thread
 
 
 class Folder:
     """Opens, checks and adds updates of one layout, one after the other, in the same buffers.
+
+    `read` does it in one go; `begin`, `open_part` for each part, in threads of their own if need be, and
+    `end` come to the same bits: each part has chunks and coordinates of its own, and what its blocks measure
+    is added up in the order of the chunks. An opening that fails or is never ended leaves no trace.
 
     Peak memory: 4 bytes per parameter for the open update, and beside it what it takes encoded, if it is, at
     most 2 (top-k of half the coordinates: 4); 8 for the sum; at the end 8 for the model, and 4 for each
@@ -63,9 +45,10 @@ class Folder:
         self._count = layout.trained_count
         self._open: NDArray[np.float32] = np.empty(self._count, dtype="<f4")
         self._sum: NDArray[np.float64] = np.zeros(self._count)
-        self._block: NDArray[np.float64] = np.empty(min(BLOCK, self._count))
+        self._blocks = [np.empty(min(BLOCK, self._count))]  # scratch space of each part
+        self._sealed = [bytearray()]
         self._encoded = bytearray()
-        self._sealed = bytearray()
+        self._parts: list[Part] = []  # of the update that is being opened
         self._squares = self._parted = 0.0  # of the open update's coordinates; of their way from the centre
         self.centre: NDArray[np.float32] | None = None
         """What changes are clipped around, where that is not 0; until `clear`."""
@@ -84,88 +67,113 @@ class Folder:
 
     def read(self, file: File, expected: Expected) -> Update:
         """Open an update into the buffer and bind it to its request. Raises `Unfit`."""
+        opening = self.begin(file, expected)
+        for part in opening.parts:
+            self.open_part(file, opening, part)
+        return self.end(opening)
+
+    def begin(self, file: File, expected: Expected, *, halves: bool = False) -> Opening:
+        """Bind an update to its request; a large one in two parts, if in ``halves``. Raises `Unfit`."""
+        opening = bound(file, expected, self._count)
+        if self._parts:
+            self._settle()  # an opening was cancelled, with the update before it added in part
+        if not opening.plain and len(self._encoded) < opening.encoded_bytes:
+            self._encoded = bytearray(opening.encoded_bytes)
+        chunks, width = opening.clear.chunks, opening.clear.chunk_bytes
+        half, middle = chunks, self._count
+        # A coordinate that two chunks share would be of both parts.
+        if halves and chunks > 1 and opening.clear.content_bytes >= HALVES_BYTES_MIN and not width % 4:
+            half = chunks // 2
+            middle = half * width // 4 if opening.plain else self._count // 2
+        opening.parts.append(self._part(0, range(half), range(middle), width))
+        if half < chunks:
+            opening.parts.append(self._part(1, range(half, chunks), range(middle, self._count), width))
+        self._parts = opening.parts
+        return opening
+
+    def _part(self, number: int, chunks: range, coordinates: range, width: int) -> Part:
+        if number == len(self._blocks):
+            self._blocks.append(np.empty_like(self._blocks[0]))
+            self._sealed.append(bytearray())
+        if len(self._sealed[number]) < width + CHUNK_OVERHEAD_BYTES:
+            self._sealed[number] = bytearray(width + CHUNK_OVERHEAD_BYTES)
+        sealed = memoryview(self._sealed[number])
+        return Part(chunks, coordinates.start, coordinates.stop, self._blocks[number], sealed)
+
+    def open_part(self, file: File, opening: Opening, part: Part) -> None:
+        """Open the chunks of a part, and add its coordinates of the update before. What is wrong is kept for
+        `end`, so that it doesn't depend on which part finds something first."""
+        try:
+            self._open_chunks(file, opening, part)
+        except WireError as error:
+            part.problem = Unfit(f"{error.code}: {error}")
+        except (Unfit, OSError) as error:
+            part.problem = error
+
+    def _open_chunks(self, file: File, opening: Opening, part: Part) -> None:
+        clear, opened = opening.clear, opening.opened
+        out = self._out(opening)
+        for index in part.chunks:
+            start, plain = index * clear.chunk_bytes, clear.chunk_size(index)
+            self._settle_until(part, -(-(start + plain) // 4) if opening.plain else part.stop)
+            sealed = part.sealed[: plain + CHUNK_OVERHEAD_BYTES]
+            at = opening.chunks_at + index * (clear.chunk_bytes + CHUNK_OVERHEAD_BYTES)
+            if file.read_into(at, sealed) != len(sealed):
+                raise Unfit("length: the stored update is cut short")
+            chunk_open_into(
+                opened.key, index, clear.chunks, sealed, opened.context, out[start : start + plain]
+            )
+            if opening.plain:
+                self._measure(part, -(-start // 4), (start + plain) // 4)  # while it is in the cache
+                if start % 4:
+                    self._measure(part, start // 4, start // 4 + 1)  # the coordinate that two chunks share
+
+    def end(self, opening: Opening) -> Update:
+        """What was opened in parts, measured. Raises `Unfit` or OSError of the first chunk that has one."""
+        parts, clear, update = opening.parts, opening.clear, opening.update
         self._settle()
-        try:
-            envelope, chunks_at = read_envelope(file)
-            if expected.signer:
-                envelope.check_signature(expected.signer)
-            opened = open_envelope(envelope, expected.key, expected.federation)
-            update = decode_from_device(opened.inner)
-        except WireError as error:
-            raise Unfit(f"{error.code}: {error}") from error
-        if not isinstance(update, Update):
-            raise Unfit("type: the sealed document is no update")
-        if (update.job, update.request) != (expected.job, expected.request):
-            raise Unfit(f"job: sealed for request {update.request} of job {update.job}")
-        if update.base != expected.base:
-            raise Unfit("base: trained on another model version than the request's")
-        if [(vector.name, vector.length) for vector in update.vectors] != [(DELTA, self._count)]:
-            raise Unfit(f"layout: the vectors are not one {DELTA!r} of {self._count} coordinates")
-        encoding = told_encoding(update.encoding)
-        if encoding not in (FLOAT32, expected.encoding):
-            told, asked = (f"{one.name} (keep {one.keep})" for one in (encoding, expected.encoding))
-            raise Unfit(f"encoding: {told} where the job takes {asked} or float32")
-        try:
-            self._fill(file, chunks_at, envelope.clear, opened, update)
-        except WireError as error:
-            raise Unfit(f"{error.code}: {error}") from error
+        for part in parts:
+            if part.problem:
+                raise part.problem
+        out = self._out(opening)
+        if not clear.chunks:
+            out[:] = update.inline
+        if not opening.plain:
+            try:
+                decode(opening.encoding, out, self._open)
+            except WireError as error:
+                raise Unfit(f"{error.code}: {error}") from error
+        if not (opening.plain and clear.chunks):
+            self._measure(parts[0], 0, self._count)
+        self._squares = self._parted = 0.0
+        for part in parts:
+            for squares in part.squares:  # one after the other: `sum` rounds otherwise from Python 3.12 on
+                self._squares += squares
+            for parted in part.parted:
+                self._parted += parted
         # update.content is the device's own claim, for comparing runs; the AEAD binds the bytes already, and
         # one more digest would cost as much as opening them.
         return update
 
-    def _fill(self, file: File, at: int, clear: Clear, opened: Opened, update: Update) -> None:
-        encoding = told_encoding(update.encoding)
-        plain = encoding == FLOAT32
-        got = clear.content_bytes if clear.chunks else len(update.inline)
-        size = encoded_bytes(encoding, self._count)
-        if got != size:
-            raise Unfit(f"length: {got} bytes where {size} belong")
-        self._squares = self._parted = 0.0
-        if not plain and len(self._encoded) < size:
-            self._encoded = bytearray(size)
-        out = self._open.data.cast("B") if plain else memoryview(self._encoded)[:size]
-        if not clear.chunks:
-            out[:] = update.inline
-        else:
-            self._open_chunks(file, at, clear, opened, out, measured=plain)
-        if not plain:
-            decode(encoding, out, self._open)
-        if not (plain and clear.chunks):
-            self._measure(0, self._count)
+    def _out(self, opening: Opening) -> memoryview:
+        """Where the content belongs."""
+        if opening.plain:
+            return self._open.data.cast("B")
+        return memoryview(self._encoded)[: opening.encoded_bytes]
 
-    def _open_chunks(
-        self, file: File, at: int, clear: Clear, opened: Opened, out: memoryview, *, measured: bool
-    ) -> None:
-        if len(self._sealed) < clear.chunk_bytes + CHUNK_OVERHEAD_BYTES:
-            self._sealed = bytearray(clear.chunk_bytes + CHUNK_OVERHEAD_BYTES)
-        for index in range(clear.chunks):
-            plain = clear.chunk_size(index)
-            sealed = memoryview(self._sealed)[: plain + CHUNK_OVERHEAD_BYTES]
-            if file.read_into(at, sealed) != len(sealed):
-                raise Unfit("length: the stored update is cut short")
-            start = index * clear.chunk_bytes
-            chunk_open_into(
-                opened.key, index, clear.chunks, sealed, opened.context, out[start : start + plain]
-            )
-            if measured:
-                self._measure(-(-start // 4), (start + plain) // 4)  # while it is in the processor's cache
-                if start % 4:
-                    self._measure(start // 4, start // 4 + 1)  # the coordinate that the two chunks share
-            at += len(sealed)
-
-    def _measure(self, begin: int, end: int) -> None:
-        """Add the squares of some coordinates, each of which is measured once."""
-        squares = self._block.view(np.float32)
+    def _measure(self, part: Part, begin: int, end: int) -> None:
+        """Keep the squares of some coordinates, each of which is measured once."""
+        scratch = part.block.view(np.float32)
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found in the sum
             for start in range(begin, end, BLOCK):
-                part = self._open[start : min(start + BLOCK, end)]
-                block = squares[: len(part)]
-                np.multiply(part, part, out=block)
-                self._squares += float(block.sum())
+                values = self._open[start : min(start + BLOCK, end)]
+                block = scratch[: len(values)]
+                np.multiply(values, values, out=block)
+                part.squares.append(float(block.sum()))
                 if self.centre is not None:
-                    np.subtract(part, self.centre[start : start + len(part)], out=block)
+                    np.subtract(values, self.centre[start : start + len(values)], out=block)
                     np.multiply(block, block, out=block)
-                    self._parted += float(block.sum())
+                    part.parted.append(float(block.sum()))
 
     def norm(self) -> float:
         """The L2 norm of the open update; inf or nan unless every coordinate is finite and below 1e19.
@@ -203,21 +211,27 @@ class Folder:
         return rule(updates, self._sum)
 
     def _settle(self) -> None:
-        weight, self._owed = self._owed, 0.0
-        if not weight:
+        for part in self._parts or [Part(range(0), 0, self._count, self._blocks[0])]:
+            self._settle_until(part, part.stop)
+        self._owed, self._parts = 0.0, []
+
+    def _settle_until(self, part: Part, stop: int) -> None:
+        """Add a part's coordinates of the update before, up to ``stop``, where that wasn't done yet."""
+        if not self._owed:
             return
-        for start in range(0, self._count, BLOCK):
-            part = self._open[start : start + BLOCK]
-            block = self._block[: len(part)]
-            total = self._sum[start : start + BLOCK]
-            np.copyto(block, part)
-            np.multiply(block, weight, out=block)
+        for start in range(part.added, stop, BLOCK):
+            end = min(start + BLOCK, stop)
+            block = part.block[: end - start]
+            total = self._sum[start:end]
+            np.copyto(block, self._open[start:end])
+            np.multiply(block, self._owed, out=block)
             np.add(total, block, out=total)
             if len(self._controls):
-                controls = self._controls[start : start + BLOCK]
-                np.copyto(block, part)
+                controls = self._controls[start:end]
+                np.copyto(block, self._open[start:end])
                 np.multiply(block, self._owed_control, out=block)
                 np.add(controls, block, out=controls)
+            part.added = end
 
     def total(self) -> NDArray[np.float64]:
         """The sum of the weighted changes; another's after the next `add`."""
@@ -239,7 +253,7 @@ class Folder:
         with np.errstate(over="ignore", invalid="ignore"):  # found by their results
             for start in range(0, self._count, BLOCK):
                 part, kept = trained[start : start + BLOCK], moments[:, start : start + BLOCK]
-                block = self._block[: len(part)]
+                block = self._blocks[0][: len(part)]
                 np.divide(self._sum[start : start + BLOCK], divisor, out=block)
                 np.multiply(block, effort, out=block)
                 if self.centre is not None:
@@ -260,7 +274,7 @@ class Folder:
         share = min(self.folded / max(population, 1), 1.0)
         for start in range(0, count, BLOCK):
             part = controls[start : start + BLOCK]
-            block = self._block[: len(part)]
+            block = self._blocks[0][: len(part)]
             np.divide(self._controls[start : start + BLOCK], float(self.samples), out=block)
             exact = part.astype(np.float64)
             follow(exact, block, share)
@@ -271,6 +285,7 @@ class Folder:
         """Start the next round with the same buffers."""
         self._sum.fill(0.0)
         self._controls.fill(0.0)
+        self._parts = []
         self._owed = self._divisor = self.drawn = 0.0
         self.centre = None
         self.samples = 0

@@ -16,10 +16,11 @@ from coordinator.apply import apply
 from coordinator.blockwise import Blockwise, Stored
 from coordinator.entries import Turned, decode_entry
 from coordinator.facts import AnyFact, UpdateJudged, UpdateReceived, VersionCommitted
-from coordinator.fold import Expected, Folder
+from coordinator.fold import Folder
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.looking import look
 from coordinator.negotiation import wanted_encoding
+from coordinator.opening import Expected
 from coordinator.recovery import open_whole
 from coordinator.state import Job, Request, RequestState, State
 from coordinator.store import Store

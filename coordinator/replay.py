@@ -15,7 +15,8 @@ from typing import Any
 
 from broker.ports import Ports
 from coordinator.blockwise import leanings
-from coordinator.fold import Folder, Unfit
+from coordinator.fold import Folder
+from coordinator.opening import Unfit
 from coordinator.recording import Commit, NothingToReplay, Recording
 from coordinator.state import Job
 from coordinator.state import Version as Known

@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from broker.bodies import Bodies
 from broker.ports import Ports
 from coordinator.blockwise import Blockwise, Stored, leanings
 from coordinator.effects import Commit, Fold, MakeInitial, Prepare
 from coordinator.facts import Leaning
-from coordinator.fold import Expected, Folder, Unfit
+from coordinator.fold import Folder
 from coordinator.initial import make_initial
 from coordinator.inputs import Checked, Committed, Prepared, WorkFailed
 from coordinator.keystore import Identity, KeyStore
 from coordinator.ledger import Ledger
-from coordinator.looking import Looked, look
+from coordinator.looking import Looked, look_beside
 from coordinator.negotiation import wanted_encoding
+from coordinator.opening import Expected, Unfit
 from coordinator.state import ENDED_JOB, Job, JobState, Request, RequestState
 from coordinator.store import NO_VERSION, Store
 from coordinator.strategies import Moments, Weight, aggregation, begun, server_optimiser, weigh
@@ -114,9 +118,9 @@ class Works:
         request = job.requests.get((order.device, order.request))
         if request is None or not _counts_now(job, request):
             return
-        folder = self._folder(job)
+        folder = await self._folder(job)
         if job.spec.server.clip_centre and folder.centre is None:
-            folder.centre = (await self._ports.offload.run(self._moments, job))[-1].copy()
+            folder.centre = await self._ports.offload.run(self._centre, job)
         looked = await self._look(folder, job, request)
         if not _counts_now(job, request):
             return  # its buffer was closed meanwhile; the next one has it
@@ -134,12 +138,12 @@ class Works:
             add = folder.count if aggregation(job.spec.server) else folder.add
             add(_weight(job, request))
 
-    def _folder(self, job: Job) -> Folder:
+    async def _folder(self, job: Job) -> Folder:
         round_ = job.round.number if job.round else 0
         if job.id not in self._folders:
             self._folders[job.id] = Folder(self._store.layout(job.id))
         elif self._rounds.get(job.id) != round_:
-            self._folders[job.id].clear()
+            await self._ports.offload.run(self._folders[job.id].clear)
         self._rounds[job.id] = round_
         return self._folders[job.id]
 
@@ -147,7 +151,7 @@ class Works:
         expected = self._expected(job, request)
         if expected is None:
             return Looked(problem="key: the request's key was destroyed")
-        return await self._ports.offload.run(look, folder, self._bodies, request.digest, expected)
+        return await look_beside(self._ports.offload, folder, self._bodies, request.digest, expected)
 
     def _expected(self, job: Job, request: Request) -> Expected | None:
         key = self._keys.request_key(job.id, request.round, key_id(request.key))
@@ -164,7 +168,7 @@ class Works:
         job = self._job(order.job)
         if job.round is None or job.round.number != order.round or not job.round.closed:
             return
-        folder, base = self._folder(job), job.round.base
+        folder, base = await self._folder(job), job.round.base
         made = await self._ports.offload.run(self._finish, folder, job)
         if made is None:
             self._ledger.submit(WorkFailed(job=job.id, text=_overflow(job, order.round)))
@@ -216,6 +220,10 @@ class Works:
         moments = begun(server_optimiser(job.spec.server), self._store.layout(job.id).trained_count)
         self._store.read_moments(job.id, last.number, last.moments, moments)
         return moments
+
+    def _centre(self, job: Job) -> NDArray[np.float32]:
+        centre: NDArray[np.float32] = self._moments(job)[-1].copy()
+        return centre
 
     def _updates(self, job: Job) -> tuple[list[Request], Blockwise]:
         """The round's folded ones."""

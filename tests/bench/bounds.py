@@ -44,8 +44,13 @@ def _idle(result: Result) -> Iterator[Bound]:
 
 def _fold(result: Result) -> Iterator[Bound]:
     for row in result["rows"]:
-        size = f"{row['updates']} x {row['parameters']}"
-        yield Bound(f"{size}: fold / bare work", row["ratio"], 1.3)
+        size = f"{row['updates']} x {row['parameters']}, {row['up']}, {row['cores']} cores"
+        if row["up"] == "float32" and row["cores"] == 1:
+            yield Bound(f"{size}: fold / bare work", row["ratio"], 1.3)
+        elif row["up"] == "float32" and row["parameters"] >= 10_000_000:
+            yield Bound(f"{size}: rate over one core's at the bare work", 1 / row["ratio"], 1.4, least=True)
+        if row["cores"] > 1:
+            yield Bound(f"{size}: event loop late, p99, s", row["lag_p99_s"], 0.02)
         yield Bound(f"{size}: peak over idle, bytes per parameter", row["peak_bytes_per_parameter"], 32)
 
 

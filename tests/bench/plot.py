@@ -43,9 +43,9 @@ def idle(result: Result, path: Path) -> None:
 
 def fold(result: Result, path: Path) -> None:
     """Ratios to the bare work, per size."""
-    rows = result["rows"]
-    figure, axes = plt.subplots(figsize=(7, 3.6))
-    names = [f"{row['updates']} × {row['parameters'] // 1_000_000}M" for row in rows]
+    rows = [row for row in result["rows"] if row["up"] == "float32"]
+    figure, axes = plt.subplots(figsize=(8, 3.6))
+    names = [f"{row['updates']} × {row['parameters'] // 1_000_000}M\n{row['cores']} cores" for row in rows]
     places = range(len(rows))
     axes.bar([p - 0.2 for p in places], [row["ratio"] for row in rows], 0.4, label="fold / bare work")
     axes.bar(
@@ -55,8 +55,9 @@ def fold(result: Result, path: Path) -> None:
         color="0.7",
         label="with the chunks' hashing, as after a power cut",
     )
-    axes.axhline(1.3, color="tab:red", linestyle="--", label="bound: 1.3")
-    axes.set(xticks=list(places), xticklabels=names, ylabel="ratio", title="Updates × parameters, one core")
+    axes.axhline(1.3, color="tab:red", linestyle="--", label="bound, one core: 1.3")
+    axes.axhline(1 / 1.4, color="tab:orange", linestyle="--", label="bound, two cores, from 10M: 1/1.4")
+    axes.set(xticks=list(places), xticklabels=names, ylabel="ratio", title="Updates × parameters")
     axes.set(ylim=(0, 2.4))
     axes.legend(loc="upper right")
     _save(figure, path)

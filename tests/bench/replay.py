@@ -38,7 +38,8 @@ import structlog
 
 from broker.journal import Journal
 from broker.system import system_ports
-from coordinator import looking, works
+from coordinator import works
+from coordinator.fold import Folder
 from coordinator.replay import replay
 from schemas import events as e
 from schemas.envelope import Envelope
@@ -85,7 +86,9 @@ async def record(directory: Path, parameters: int, devices: int, rounds: int) ->
     with (
         patch.object(Envelope, "check_signature", watch.on_updates("signature_s", Envelope.check_signature)),
         patch.object(Journal, "_commit", watch.on("journal_s", Journal._commit)),
-        patch.object(works, "look", watch.on("fold_s", looking.look)),
+        patch.object(Folder, "begin", watch.on("fold_s", Folder.begin)),
+        patch.object(Folder, "open_part", watch.on("fold_s", Folder.open_part)),
+        patch.object(Folder, "end", watch.on("fold_s", Folder.end)),
         patch.object(works.Works, "_finish", watch.on("fold_s", works.Works._finish)),
     ):
         async with federation(directory, system_ports(), count=parameters) as fed:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.commands import RABBITMQ_CHUNK_BYTES
+from schemas.encodings import ENCODINGS
 from schemas.limits import MIB
 from tests.bench import (
     attacks,
@@ -39,7 +40,11 @@ from tests.bench.deployed import BROKERS
 RESULTS = Path(__file__).parents[2] / "docs" / "bench"
 ON_BROKERS = tuple((broker,) for broker in BROKERS)
 CHUNKED = (("mosquitto", MIB), ("rabbitmq", MIB), ("rabbitmq", RABBITMQ_CHUNK_BYTES))
-SIZES = ((1_000_000, 20, 5), (1_000_000, 100, 3), (10_000_000, 20, 3), (10_000_000, 100, 1))
+SIZES = (
+    *((1_000_000, 20, 5, 1), (1_000_000, 100, 3, 1), (10_000_000, 20, 3, 1), (10_000_000, 100, 1, 1)),
+    *((1_000_000, 100, 3, 2), (10_000_000, 20, 3, 2), (10_000_000, 100, 1, 2)),
+    *((10_000_000, 10, 1, 2, up) for up in ENCODINGS),
+)
 
 Benches = dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any], Path], None]]]
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.bodies import Bodies
-from coordinator.fold import Expected, Folder
+from coordinator.fold import Folder
+from coordinator.opening import Expected
 from coordinator.stored import stored, stored_name
 from schemas import events as e
 from schemas.envelope import Order, content_key, new_clear, seal, sign

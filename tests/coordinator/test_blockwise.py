@@ -10,7 +10,8 @@ import pytest
 
 from coordinator import blockwise
 from coordinator.blockwise import Blockwise, Stored
-from coordinator.fold import Folder, Unfit
+from coordinator.fold import Folder
+from coordinator.opening import Unfit
 from coordinator.stored import stored_name
 from coordinator.strategies import aggregation
 from coordinator.strategies.robust import PIECE

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.bodies import Bodies
-from coordinator.fold import BLOCK, Folder, Unfit
+from coordinator.fold import BLOCK, Folder
 from coordinator.looking import look
+from coordinator.opening import Unfit
 from coordinator.strategies import Weight, begun, server_optimiser
 from schemas.jobs import ServerSettings
 from schemas.limits import CHUNK_BYTES_MIN

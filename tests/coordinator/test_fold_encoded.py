@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compressors import decode, encode
-from coordinator.fold import BLOCK, Expected, Folder
+from coordinator.fold import BLOCK, Folder
 from coordinator.looking import Looked, look
+from coordinator.opening import Expected
 from coordinator.strategies import Weight
 from schemas.encodings import ENCODINGS, FLOAT32, Encoding, EncodingName, encoded_bytes
 from schemas.limits import CHUNK_BYTES_CHOSEN_MIN

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.fold import BLOCK, Folder, Unfit
+from coordinator.fold import BLOCK, Folder
 from coordinator.looking import look
+from coordinator.opening import Unfit
 from schemas import events as e
 from schemas.limits import CHUNK_BYTES_MIN
 from schemas.models import DELTA
