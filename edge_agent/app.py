@@ -120,6 +120,7 @@ class Agent:
 
     def _refuse_revoked(self) -> None:
         if self._ledger.data.revoked:
+            self._finals.remove_all()  # at a start, too: the life before may have ended just then
             raise RevokedHere(
                 f"device {self._identity.device}: revoked ({self._ledger.data.revoked}); "
                 f"ask the operator for a new token and enrol in a new directory"
@@ -272,7 +273,6 @@ class Agent:
     def _revoked(self, event: events.Revoked) -> None:
         self._ledger.data.revoked = event.reason or "no reason given"
         self._ledger.save()
-        self._finals.remove_all()
         self._refuse_revoked()
 
     async def _send(self, event: events.Event) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import private
+from edge_agent.app import RevokedHere
 from edge_agent.exporting import export
 from edge_agent.ledger import MODELS_KEPT, RequestState
 from edge_agent.sealer import open_model, seal_update
@@ -19,7 +22,7 @@ from schemas.models import Layout, Tensor
 from schemas.safetensors import metadata, to_safetensors
 from tests.edge_agent.federation import JOB, Model
 from tests.edge_agent.party import HERE, Coordinator, Party, eventually, settled
-from tests.edge_agent.test_agent_crashes import until_cut_or_done
+from tests.edge_agent.test_agent_crashes import PowerCut, until_cut_or_done
 from tests.sim.virtual_loop import run
 
 COUNT = 4
@@ -163,6 +166,44 @@ def test_a_device_that_is_revoked_keeps_nothing() -> None:
             assert party.names(private.DIR) == []
 
     run(play)
+
+
+async def a_cut_while_it_is_revoked(at: int) -> bool:
+    party = Party(seed=at)
+    counting(party)
+    async with party.coordinator() as coordinator:
+        async with party.device():
+            await coordinator.request(model(party))
+            await settled(party, RequestState.RECEIPTED)
+        cut = PowerCut(party, at)
+        party.machine.files.on_change = cut
+        async with asyncio.TaskGroup() as group:
+            group.create_task(until_revoked(party.ghost()), name="agent")
+            await coordinator.send(e.Revoked(reason="sold"))
+            await eventually(lambda: cut.happened.is_set() or not private_left(party))
+            party.machine.files.on_change = None
+            party.machine.halt()
+        party.machine.crash(party.random)
+        await coordinator.send(e.Revoked(reason="sold"))
+        await until_revoked(party.agent().run())
+    assert (party.names(private.DIR), party.names("models")) == ([], [])
+    return cut.happened.is_set()
+
+
+def private_left(party: Party) -> list[str]:
+    return party.names(private.DIR) + party.names("models")
+
+
+async def until_revoked(running: Awaitable[None]) -> None:
+    with suppress(RevokedHere):
+        await running
+
+
+def test_whenever_the_power_fails_a_device_that_is_revoked_keeps_nothing() -> None:
+    at = 1
+    while run(partial(a_cut_while_it_is_revoked, at), max_virtual_s=30 * 86_400):
+        at += 1
+    assert at > 3
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "of another layout"])
