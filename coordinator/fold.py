@@ -47,7 +47,7 @@ class Folder:
         self._sum: NDArray[np.float64] = np.zeros(self._count)
         self._blocks = [np.empty(min(BLOCK, self._count))]  # scratch space of each part
         self._sealed = [bytearray()]
-        self._encoded = bytearray()
+        self._encoded: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._parts: list[Part] = []  # of the update that is being opened
         self._squares = self._parted = 0.0  # of the open update's coordinates; of their way from the centre
         self.centre: NDArray[np.float32] | None = None
@@ -78,7 +78,7 @@ class Folder:
         if self._parts:
             self._settle()  # an opening was cancelled, with the update before it added in part
         if not opening.plain and len(self._encoded) < opening.encoded_bytes:
-            self._encoded = bytearray(opening.encoded_bytes)
+            self._encoded = np.empty(opening.encoded_bytes, np.uint8)
         chunks, width = opening.clear.chunks, opening.clear.chunk_bytes
         half, middle = chunks, self._count
         # A coordinate that two chunks share would be of both parts.
@@ -159,7 +159,7 @@ class Folder:
         """Where the content belongs."""
         if opening.plain:
             return self._open.data.cast("B")
-        return memoryview(self._encoded)[: opening.encoded_bytes]
+        return self._encoded.data[: opening.encoded_bytes]
 
     def _measure(self, part: Part, begin: int, end: int) -> None:
         """Keep the squares of some coordinates, each of which is measured once."""
@@ -239,13 +239,14 @@ class Folder:
         return self._sum
 
     def finish(
-        self, base: bytes | bytearray, optimiser: ServerOptimiser, moments: Moments, population: int = 0
-    ) -> bytearray:
+        self, base: bytes | memoryview, optimiser: ServerOptimiser, moments: Moments, population: int = 0
+    ) -> memoryview:
         """The next model's bytes: ``base`` with its trained part moved by what ``optimiser`` makes of the
         weighted mean. ``moments`` is what it keeps (`coordinator.strategies.begun`), and changed in place.
         ``population`` is how many devices there are, for SCAFFOLD."""
         self._settle()
-        model = bytearray(base)
+        # NumPy lets other threads run while it copies; bytearray(base) stops the event loop for as long.
+        model = np.frombuffer(base, np.uint8).copy().data
         trained = np.frombuffer(model, dtype="<f4", count=self._count)
         divisor = self._divisor or float(self.samples)
         effort, drawn = self.efforts / divisor, self.drawn / divisor
@@ -267,7 +268,7 @@ class Folder:
             self.overflowed = not (finite and self._follow(model, population))
         return model
 
-    def _follow(self, model: bytearray, population: int) -> bool:
+    def _follow(self, model: memoryview, population: int) -> bool:
         """Bring the model's control variates, if there are any, up to date; whether float32 holds them."""
         count = len(self._controls)
         controls = np.frombuffer(model, dtype="<f4", count=count, offset=4 * self._count if count else 0)

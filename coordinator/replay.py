@@ -83,7 +83,7 @@ class Refold:
         self._recording = recording
         self._job = job
         self._folder: Folder | None = None
-        self._model: bytes | bytearray | None = b""
+        self._model: bytes | memoryview | None = b""
         self._moments: Moments | None = None
         self._follows: Known | None = None  # the version that is taken from its files when it is needed
         self._broken = False  # the round that was open there lost updates

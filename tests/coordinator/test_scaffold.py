@@ -53,7 +53,7 @@ class Quadratics:
         self.own = np.zeros((self.count, COUNT))
         self.scaffold = scaffold
         self.folder = Folder(layout_of("job", COUNT, controlled=scaffold))
-        self.model: bytes | bytearray = bytes(4 * COUNT * (2 if scaffold else 1))
+        self.model: bytes | memoryview = bytes(4 * COUNT * (2 if scaffold else 1))
         self.optimiser = server_optimiser(ServerSettings())
 
     @property

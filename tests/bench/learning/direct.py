@@ -81,7 +81,7 @@ def accuracies(asked: JobSpec, fleet: Fleet) -> Iterator[float]:
     """Accuracy of version 0 and of each round's. A model that overflows float32 ends it, as it ends a job."""
     state = Job(asked.name, asked, "", 0.0)
     numbers = {f"d{number:02d}": number for number in range(fleet.devices)}
-    model = bytearray(fleet.initial().tobytes())
+    model = memoryview(fleet.initial().tobytes())
     count = len(model) // 4
     folder = Folder(layout(asked.name, count))
     optimiser = server_optimiser(asked.server)
