@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-OFFLOAD_THREADS = 2
+OFFLOAD_THREADS = 3  # the two halves of a fold, and the journal's commits and arriving chunks beside them
 
 _READ_BYTES = 1 << 20
 
@@ -207,7 +207,7 @@ class _Lock:
 
 
 class _Offload:
-    """Two threads, started when first needed.
+    """Three threads, started when first needed.
 
     A cancelled call ends only once its function has ended (or will never start), so what the function
     uses may be closed afterwards.

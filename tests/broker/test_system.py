@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from broker.ports import LockHeld, write_atomic
-from broker.system import system_ports
+from broker.system import OFFLOAD_THREADS, system_ports
 
 ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
 ECHO = (
@@ -196,7 +196,7 @@ async def test_a_cancelled_offload_that_waits_for_a_thread_never_starts() -> Non
     release, ran = threading.Event(), threading.Event()
     offload = system_ports().offload
     async with asyncio.TaskGroup() as group:
-        for _ in range(2):
+        for _ in range(OFFLOAD_THREADS):
             group.create_task(offload.run(release.wait), name="busy")
         task = group.create_task(offload.run(ran.set), name="queued")
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ import pytest
 
 from coordinator import rounds, works
 from coordinator.fold import Folder
-from coordinator.looking import Looked, look
+from coordinator.looking import Looked, look_beside
 from coordinator.onto import OntoRefused
 from coordinator.onto.play import play_devices
 from coordinator.onto.source import Source
@@ -126,7 +126,11 @@ def test_a_build_that_rejects_what_was_folded_is_found(
         await device.next(e.JobFinished)
 
     told, ports = told_of(tmp_path, two_rounds)
-    monkeypatch.setattr(works, "look", lambda *_: Looked(problem="norm: too odd"))
+
+    async def rejects(*_: object) -> Looked:
+        return Looked(problem="norm: too odd")
+
+    monkeypatch.setattr(works, "look_beside", rejects)
     report, _ = played(told, ports)
     assert report.differing == [
         {"round": 1, "device": "device-1", "what": "verdict", "recorded": "folded", "played": "norm: too odd"}
@@ -140,11 +144,11 @@ def test_a_build_that_rejects_for_another_reason_is_found(
 ) -> None:
     told, ports = told_of(tmp_path, confused)
 
-    def otherwise(*of: Any) -> Looked:
-        seen = look(*of)
+    async def otherwise(*of: Any) -> Looked:
+        seen = await look_beside(*of)
         return replace(seen, problem="norm: too odd") if seen.problem.startswith("base") else seen
 
-    monkeypatch.setattr(works, "look", otherwise)
+    monkeypatch.setattr(works, "look_beside", otherwise)
     report, _ = played(told, ports)
     assert report.rejected == {"norm": 2, "job": 2}
     assert [(row["round"], row["what"], row["played"]) for row in report.differing] == [
