@@ -15,6 +15,7 @@ never fills is closed by time: semi-synchronous rounds of ``deadline_s``.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 from coordinator import asking
 from coordinator import facts as f
@@ -23,8 +24,10 @@ from coordinator.effects import Fold
 from coordinator.state import OPEN_REQUEST, Job, RequestState, Round, State
 from coordinator.turn import Turn
 from schemas.jobs import AsyncSettings
+from schemas.limits import OPEN_UPDATES_MAX
 
-COUNTED = frozenset({RequestState.RECEIVED, RequestState.FOLDED, RequestState.REJECTED})
+ASKED_MAX: Final = OPEN_UPDATES_MAX // 2  # requests to a device in a buffer: what is older is forgotten
+COUNTED: Final = frozenset({RequestState.RECEIVED, RequestState.FOLDED, RequestState.REJECTED})
 
 
 def go_on(turn: Turn, job: Job, settings: AsyncSettings) -> None:
@@ -40,7 +43,9 @@ def go_on(turn: Turn, job: Job, settings: AsyncSettings) -> None:
         return
     if round_.closed:
         return
-    overdue = turn.moment.run_s >= round_.deadline_run_s
+    # With enough in it, an overdue buffer waits for nothing but the verdicts on what it has.
+    waits = _pending(round_) and round_.count(RequestState.FOLDED) >= job.spec.min_reports
+    overdue = turn.moment.run_s >= round_.deadline_run_s and not waits
     wanted = settings.concurrency if overdue else _vacancies(job, settings)
     able = _free(turn.state, job, settings, again=overdue) if wanted else []
     idle = not (able or round_.preparing or round_.count(*OPEN_REQUEST))
@@ -63,13 +68,20 @@ def _free(state: State, job: Job, settings: AsyncSettings, *, again: bool = Fals
     """Devices that may be asked now, sorted. ``again``: those, too, that declined or were rejected."""
     busy: set[str] = set()
     counted: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
     for request in job.round.requests if job.round else job.carried:
+        asked[request.device] += 1
         if request.state in OPEN_REQUEST or (request.state is RequestState.DECLINED and not again):
             busy.add(request.device)
         elif request.state in COUNTED and not (again and request.state is RequestState.REJECTED):
             counted[request.device] += 1
     busy.update(device for device, count in counted.items() if count >= settings.per_device_max)
+    busy.update(device for device, count in asked.items() if count >= ASKED_MAX)
     return [device for device in eligible(state, job) if device not in busy]
+
+
+def _pending(round_: Round) -> bool:
+    return any(request.state is RequestState.RECEIVED for request in round_.order)
 
 
 def _full(job: Job, round_: Round, *, idle: bool, overdue: bool) -> str:
@@ -77,7 +89,7 @@ def _full(job: Job, round_: Round, *, idle: bool, overdue: bool) -> str:
     folded = round_.count(RequestState.FOLDED)
     if folded >= job.spec.cohort:
         return "the buffer is full"
-    if folded < job.spec.min_reports or any(r.state is RequestState.RECEIVED for r in round_.order):
+    if folded < job.spec.min_reports or _pending(round_):
         return ""
     if overdue:
         return "the deadline has passed"

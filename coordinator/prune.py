@@ -169,4 +169,5 @@ def _remove(files: Files, directory: Path, prunable: Prunable, log: _Log) -> Pru
 def _open(state: State) -> set[str]:
     """The bodies of what was received in rounds that have no version yet."""
     rounds = [job.round for job in state.jobs.values() if job.round]
-    return {stored_name(key_id(request.key), request.digest) for round_ in rounds for request in round_.order}
+    waiting = [request for round_ in rounds for request in (*round_.order, *round_.later)]
+    return {stored_name(key_id(request.key), request.digest) for request in waiting}

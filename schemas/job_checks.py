@@ -123,17 +123,24 @@ def _check_evaluation(job: str, settings: EvaluationSettings) -> None:
 
 
 def _check_asynchronous(spec: JobSpec) -> None:
-    if spec.asynchronous is not None:
-        if spec.over_selection != 1.0:
-            raise JobRefused(
-                f"job {spec.name}: over_selection {spec.over_selection:g} means nothing in an asynchronous "
-                f"job, where asynchronous.concurrency says how many devices train; leave it out"
-            )
-        if spec.asynchronous.concurrency > COHORT_MAX:
-            raise JobRefused(
-                f"job {spec.name}: asynchronous.concurrency {spec.asynchronous.concurrency} is more than "
-                f"{COHORT_MAX} devices; lower it"
-            )
+    settings = spec.asynchronous
+    if settings is None:
+        return
+    if spec.over_selection != 1.0:
+        raise JobRefused(
+            f"job {spec.name}: over_selection {spec.over_selection:g} means nothing in an asynchronous "
+            f"job, where asynchronous.concurrency says how many devices train; leave it out"
+        )
+    if settings.concurrency > COHORT_MAX:
+        raise JobRefused(
+            f"job {spec.name}: asynchronous.concurrency {settings.concurrency} is more than "
+            f"{COHORT_MAX} devices; lower it"
+        )
+    if spec.server.aggregation != "mean" and settings.per_device_max > 1:
+        raise JobRefused(
+            f"job {spec.name}: with asynchronous.per_device_max {settings.per_device_max} one device could "
+            f"outvote others in server.aggregation {spec.server.aggregation}; set it to 1"
+        )
 
 
 def _check_pull(spec: JobSpec) -> None:

@@ -156,7 +156,7 @@ class AsyncSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     weighting: Literal["constant", "polynomial", "hinge", "delay-adaptive"] = "polynomial"
     decay: Annotated[float, msgspec.Meta(gt=0, le=100)] = 0.5
     grace: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 4
-    per_device_max: Positive = 1
+    per_device_max: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
 
 
 class EvaluationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.effects import Commit, Fold, SendRequest
 from coordinator.facts import RequestsIssued, RoundClosed, RoundExtended, UpdateJudged, VersionCommitted
 from coordinator.state import OPEN_REQUEST, Job, JobState, Request, RequestState
+from schemas.errors import JobRefused
 from schemas.events import Decline, StateReply, StateRequest
 from schemas.ids import key_id
-from schemas.jobs import AsyncSettings
+from schemas.jobs import AsyncSettings, parse_job
+from schemas.limits import OPEN_UPDATES_MAX
 from tests.coordinator.drive import Drive, checked, job_spec, ordered, told
+from tests.standin import spec
 
 
 def asynchronous(
@@ -150,6 +156,32 @@ def test_at_the_deadline_with_too_few_reports_further_devices_are_asked() -> Non
     assert job(drive).rounds_done == 1
 
 
+def test_at_the_deadline_a_buffer_with_enough_reports_waits_for_its_verdicts_only() -> None:
+    drive = asynchronous("abcde", busy=2, cohort=3, min_reports=1)
+    one, other = drive.asked()
+    report(drive, one)
+    drive.update(other)
+    drive.tick(100)
+    assert {fact.deadline_run_s for fact in drive.recorded(RoundExtended)} == {100.0}, "no more time"
+    drive.settle()
+    assert [fact.reason for fact in drive.recorded(RoundClosed)] == ["the deadline has passed"]
+
+
+def test_a_device_that_is_rejected_for_ever_does_not_push_out_what_it_has_in_the_buffer() -> None:
+    drive = asynchronous("a", busy=1, cohort=3, min_reports=3, per_device_max=2)
+    report(drive, "a")
+    for _ in range(2 * OPEN_UPDATES_MAX):
+        if drive.asked():
+            drive.update("a")
+            drive.step(checked(drive.pending.pop(), "finite: NaN"))  # type: ignore[arg-type]
+        drive.tick(100)
+        drive.settle()
+    kept = [request for request in job(drive).requests.values() if request.state is RequestState.FOLDED]
+    assert len(kept) == 1
+    drive.cancel()
+    assert kept[0].state is RequestState.REJECTED
+
+
 def test_a_device_that_declines_is_not_asked_again_before_the_next_version() -> None:
     drive = asynchronous("ab", busy=2, cohort=1)
     drive.say("a", Decline(job="job", request=1, reason="busy", text="not now"))
@@ -203,6 +235,27 @@ def test_the_last_version_rejects_what_it_does_not_hold() -> None:
     assert job(drive).state is JobState.FINISHED
     rest = job(drive).requests["c", 1]
     assert (rest.state, rest.reason) == (RequestState.REJECTED, "the job was finished")
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"over_selection": 1.3}, "over_selection 1.3 means nothing"),
+        ({"asynchronous": {"concurrency": 20_000}}, "concurrency 20000 is more than 10000"),
+        (
+            {
+                "asynchronous": {"concurrency": 2, "per_device_max": 2},
+                "server": {"aggregation": "median"},
+                "cohort": 3,
+                "min_reports": 3,
+            },
+            "one device could outvote others",
+        ),
+    ],
+)
+def test_what_does_not_go_with_buffers_is_refused(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(JobRefused, match=text):
+        parse_job(spec(**{"asynchronous": {"concurrency": 2}} | fields))
 
 
 STEPS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=90)
