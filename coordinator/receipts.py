@@ -150,7 +150,7 @@ def tell_state(turn: Turn, device: str, asked: StateRequest) -> None:
     wanted = [
         (job.id, request.number)
         for job in turn.state.jobs.values()
-        if job.round and not job.round.closed
+        if job.round  # when it closes, so do its requests; those of asynchronous jobs outlive it
         for request in job.round.requests
         if request.device == device and request.state in OPEN_REQUEST
     ]
