@@ -18,7 +18,7 @@ from broker.journal_prune import Prunable
 from broker.ports import Files, LockHeld, Ports
 from coordinator.apply import apply
 from coordinator.entries import Message, Turned, decode_entry
-from coordinator.facts import VersionCommitted
+from coordinator.facts import UpdateReceived, VersionCommitted
 from coordinator.image import Recovered, encode_image
 from coordinator.keystore import load_identity
 from coordinator.records import reading
@@ -52,6 +52,9 @@ class _Log:
     known: int
     """The entry up to which nothing is known but the state."""
     commits: list[tuple[int, str, int]] = field(default_factory=list)  # entry, job, version
+    received: dict[tuple[str, str, int], int] = field(default_factory=dict)  # job, device, request → entry
+    before: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Job and version → the last entry before the first of its updates was received."""
     bodies: dict[str, int] = field(default_factory=dict)  # → the entry that named it last
 
 
@@ -93,12 +96,24 @@ def _read(files: Files, directory: Path, federation: bytes) -> _Log:
                 for name in _named(entry):
                     log.bodies[name] = logged.index
                 for fact in entry.facts if logged.index > log.known else ():
-                    apply(log.state, fact, entry.at.run_s)
                     if isinstance(fact, VersionCommitted):
                         log.commits.append((logged.index, fact.job, fact.version))
+                        log.before[fact.job, fact.version] = _before(log, fact.job)
+                    if isinstance(fact, UpdateReceived):
+                        log.received[fact.job, fact.device, fact.request] = logged.index
+                    apply(log.state, fact, entry.at.run_s)
     finally:
         journal.close()
     return log
+
+
+def _before(log: _Log, job: str) -> int:
+    """The last entry before all updates of a job's open round, which may have come while an earlier one was
+    open, and of the one after it."""
+    round_ = log.state.jobs[job].round
+    waiting = [*round_.order, *round_.later] if round_ else []
+    entries = [log.received.get((job, request.device, request.number), log.known + 1) for request in waiting]
+    return min(entries, default=log.known + 1) - 1
 
 
 def _named(entry: Turned) -> Iterable[str]:
@@ -122,8 +137,13 @@ def _cut(log: _Log, kept: list[Mark]) -> int:
             wanted += [(job.id, version.number) for version in job.versions[-VERSIONS_KEPT:]]
         if job.round and job.round.order:
             wanted.append((job.id, len(job.versions)))
+            log.before[wanted[-1]] = _before(log, job.id)
     # A version is computed from the one before, which is taken from its file; the first is a file itself.
-    limits = [at.get((name, version - 1), log.known) for name, version in wanted if version]
+    limits = [
+        min(at.get((name, version - 1), log.known), log.before.get((name, version), log.known))
+        for name, version in wanted
+        if version
+    ]
     return min([*limits, *(mark.index for mark in kept)], default=log.known)
 
 

@@ -5,7 +5,7 @@ Needs the state directory alone (a copy will do, with its ``keys/``): no broker,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class Commit:
     fact: VersionCommitted
     entry: int
     job: Job
+    complete: bool = True
+    """Whether all of its updates came behind what was pruned."""
 
     @property
     def received(self) -> list[Request]:
@@ -74,8 +76,9 @@ class Recording:
         self.directory = directory
         self.journal, base = open_whole(ports.files, directory, self._identity.federation)
         self.state = base.recovered.state if base else State()
-        # Jobs whose first version in the log was made of updates that were pruned, in part.
-        self.incomplete = {job.id for job in self.state.jobs.values() if job.round and job.round.order}
+        self._pruned = {
+            job.id: _counting(job) for job in self.state.jobs.values()
+        }  # what came before the log
         self._after = base.mark.index if base else 0
         self._keys = KeyStore(ports.files, directory, ports.entropy)
         self.store = Store(ports.files, directory, self._identity, self._keys)
@@ -98,7 +101,10 @@ class Recording:
                 for fact in entry.facts:
                     self._note(logged.index, self._agreement.fact(fact, entry))
                     if isinstance(fact, VersionCommitted) and (not job or fact.job == job):
-                        yield Commit(fact, logged.index, self.state.jobs[fact.job])
+                        known = self.state.jobs[fact.job]
+                        pruned = self._pruned.setdefault(fact.job, set())
+                        yield Commit(fact, logged.index, known, not pruned)
+                        pruned -= _keys(known.round.order if known.round else [])
                     apply(self.state, fact, entry.at.run_s)
                     self._keep(fact, logged.index)
             except WireError as error:
@@ -167,3 +173,12 @@ class Recording:
         if (looked.norm, looked.update.samples) != (recorded.norm, recorded.samples):
             return f"its norm or samples are not what log entry {index} says"
         return ""
+
+
+def _keys(requests: Iterable[Request]) -> set[tuple[str, int]]:
+    return {(request.device, request.number) for request in requests}
+
+
+def _counting(job: Job) -> set[tuple[str, int]]:
+    """Whose updates were received and are in no version yet: of the open round, or of the one after it."""
+    return _keys((*job.round.order, *job.round.later)) if job.round else set()

@@ -4,7 +4,7 @@ Needs the state directory alone (a copy will do, with its ``keys/``): no broker,
 What was decided is taken from the log; what was computed is computed again: every folded update is checked
 for its device's signature, opened, compared with its recorded norm and samples, and added in log order to
 the version before, which was computed again too. A log that was pruned begins with a snapshot: each job's
-version there is taken from its file, and so is the next one, if updates to it were pruned.
+version there is taken from its file, and so are the next ones, as long as updates to them were pruned.
 """
 
 from __future__ import annotations
@@ -86,22 +86,20 @@ class Refold:
         self._model: bytes | memoryview | None = b""
         self._moments: Moments | None = None
         self._follows: Known | None = None  # the version that is taken from its files when it is needed
-        self._broken = False  # the round that was open there lost updates
         self.pruned = 0
         self.versions: list[Version] = []
 
     def follow(self, job: Job) -> None:
         """Begin behind the newest version of ``job``, as a snapshot has it."""
         self._model, self._follows = None, job.versions[-1]
-        self._broken = bool(job.round and job.round.order)
         self.pruned = len(job.versions)
 
     def version(self, commit: Commit) -> None:
         """Compute a recorded version again."""
         fact = commit.fact
-        if self._broken:
+        if not commit.complete:
             made = Known(fact.version, fact.round, fact.model, fact.layout, fact.samples, fact.moments)
-            self._follows, self._broken = made, False
+            self._follows = made
             self.pruned += 1
             return
         problems: list[str] = []

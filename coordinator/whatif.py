@@ -133,13 +133,12 @@ def what_if(recording: Recording, job: str, settings: Settings, until: int = 0) 
     be read, or a name in ``leave_out`` is no device's.
     """
     drift: NDArray[np.float64] | None = None
-    radius, layout, skipped = 0.0, None, job not in recording.incomplete
+    radius, layout = 0.0, None
     moments: Moments | None = None
     for commit in recording.commits(job):
         if until and commit.fact.version > until:
             break
-        if not skipped:
-            skipped = True
+        if not commit.complete:
             continue
         layout = layout or recording.store.layout(job)
         recorded = model_of(recording, job, commit.fact.model)

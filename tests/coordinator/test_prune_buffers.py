@@ -1,0 +1,143 @@
+"""Asynchronous jobs in a pruned log: updates wait for a later version than the one that was open, and
+whatever is left can be verified."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from copy import deepcopy
+from functools import cache
+
+import numpy as np
+import pytest
+
+from broker.ports import Ports
+from coordinator import prune as pruning
+from coordinator.prune import VERSIONS_KEPT, prune
+from coordinator.recording import Recording
+from coordinator.replay import replay
+from coordinator.state import JobState
+from coordinator.verify import verify
+from coordinator.whatif import Settings, what_if
+from schemas import events as e
+from tests.coordinator.pruning import COUNT, HOME, Disk, small_segments
+from tests.sim import virtual_loop
+from tests.sim.disk import SimFiles
+from tests.sim.machine import sim_ports
+from tests.standin import Federation, StandIn, federation, spec
+
+ROUNDS = 28
+CUT_MAX = 340  # snapshots that a prune leaves are of later entries
+
+
+async def train(device: StandIn, seed: int) -> None:
+    """Answer every request at once: some updates wait when a buffer is full."""
+    rng = np.random.default_rng(seed)
+    while True:
+        request = await device.next(e.TrainingRequest)
+        await device.answer(request, rng.standard_normal(COUNT, dtype=np.float32))
+
+
+async def until_version(fed: Federation, version: int) -> None:
+    await fed.until(lambda: len(fed.job("job").versions) > version)
+
+
+@asynccontextmanager
+async def serving(ports: Ports) -> AsyncIterator[tuple[Federation, asyncio.TaskGroup]]:
+    """A coordinator with an asynchronous job, and its devices, which train."""
+    server = {"optimiser": "fedavgm", "clip_norm": 5.0, "clip_centre": True, "clip_quantile": 0.5}
+    document = spec(
+        "job",
+        rounds=ROUNDS,
+        cohort=2,
+        min_reports=2,
+        deadline_s=86_400.0,
+        update_norm_max=1e3,
+        server=server,
+        asynchronous={"concurrency": 5},
+    )
+    async with asyncio.TaskGroup() as tasks, federation(HOME, ports, COUNT) as fed:
+        devices = [await fed.device(f"press-{number}") for number in range(5)]
+        await fed.command("submit", spec=document)
+        training = [tasks.create_task(train(device, seed)) for seed, device in enumerate(devices)]
+        yield fed, tasks
+        for task in training:
+            task.cancel()
+
+
+@cache
+def _recorded() -> Disk:
+    ports = sim_ports()
+
+    async def play() -> None:
+        with small_segments():
+            async with serving(ports) as (fed, _):
+                await until_version(fed, ROUNDS - 2)
+
+    virtual_loop.run(play)
+    assert isinstance(ports.files, SimFiles)
+    return Disk(ports.files)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return deepcopy(_recorded())
+
+
+def computed(disk: Disk) -> dict[int, str]:
+    """The versions that can be computed again, which are as recorded, with their digests."""
+    result = replay(disk.ports, HOME)
+    assert result["equal"], (result["difference"], result["wrong"])
+    assert verify(disk.files, HOME, disk.federation).damage == []
+    return {version["version"]: version["computed"] for version in result["jobs"]["job"]}
+
+
+def test_updates_wait_for_later_buffers_and_are_stale(disk: Disk) -> None:
+    waited = [
+        commit.fact.version
+        for commit in Recording(disk.ports, HOME).commits()
+        if any(request.into for request in commit.folded)
+    ]
+    assert len(waited) > ROUNDS / 2, "or the other tests here show nothing"
+
+
+def test_the_last_versions_can_be_computed_again(disk: Disk) -> None:
+    everything = computed(disk)
+    assert prune(disk.ports, HOME).segments > 0
+    kept = computed(disk)
+    assert len(kept) >= VERSIONS_KEPT
+    assert kept == {number: everything[number] for number in list(everything)[-len(kept) :]}
+
+
+def test_wherever_the_log_is_cut_what_is_left_can_be_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = computed(deepcopy(_recorded()))
+    rests = set()
+    for cut in range(60, CUT_MAX, 19):
+        disk = deepcopy(_recorded())
+        monkeypatch.setattr(pruning, "_cut", lambda log, kept, cut=cut: cut)
+        prune(disk.ports, HOME)
+        left = computed(disk)
+        assert left == {number: everything[number] for number in list(everything)[-len(left) :]}
+        list(what_if(Recording(disk.ports, HOME), "job", Settings(clip_norm=1.0)))
+        rests.add(len(left))
+    assert len(rests) > 5, "cuts of all kinds"
+
+
+def test_a_coordinator_that_serves_goes_on_after_a_prune_and_a_restart() -> None:
+    ports = sim_ports()
+
+    async def play() -> None:
+        with small_segments():
+            async with serving(ports) as (fed, tasks):
+                await until_version(fed, ROUNDS - 4)
+                assert prune(ports, HOME).segments > 0
+                await fed.restart(tasks)
+                await fed.until(lambda: fed.job("job").state is JobState.FINISHED)
+
+    virtual_loop.run(play)
+    assert isinstance(ports.files, SimFiles)
+    disk = Disk(ports.files)
+    assert list(computed(disk))[-1] == ROUNDS
+    prune(disk.ports, HOME)
+    assert len(computed(disk)) >= VERSIONS_KEPT
