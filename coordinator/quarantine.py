@@ -21,7 +21,7 @@ def judge(turn: Turn, job: Job, request: Request) -> None:
             f.DeviceQuarantined(
                 job=job.id,
                 device=request.device,
-                until=request.round + job.spec.quarantine_rounds,
+                until=request.counts_in + job.spec.quarantine_rounds,
                 reason=request.reason,
             )
         )
