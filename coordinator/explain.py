@@ -166,10 +166,18 @@ def _follow(view: View, request: Request, logged: Turned, index: int) -> None:
                     "norm": fact.norm,
                     "samples": fact.samples,
                 }
-            case VersionCommitted() if (fact.job, fact.round) == (view["job"], view["round"]) and fact.round:
+                view.pop("version", None)  # of the round that it was asked in, in an asynchronous job
+            case VersionCommitted() if fact.job == view["job"] and _holds(view, fact.round):
                 view["version"] = {"version": fact.version, "model": fact.model.hex(), "entry": index}
             case _:
                 pass
+
+
+def _holds(view: View, round_: int) -> bool:
+    """Whether the version that this round made holds the update; of what was not folded, ended its round."""
+    if view["verdict"] and view["verdict"]["folded"]:
+        return "version" not in view  # the next one does
+    return round_ == view["round"] > 0
 
 
 def sentences(view: View) -> list[str]:

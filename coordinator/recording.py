@@ -160,6 +160,8 @@ class Recording:
 
         Its device's signature, its binding to the request, and its recorded norm and samples are checked.
         """
+        if (job.id, request.device, request.number) not in self._signers:
+            return "the log of it was pruned"
         expected = self._expected(job, request)
         if expected is None:
             return "the key of its request was destroyed"

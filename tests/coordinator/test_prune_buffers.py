@@ -12,14 +12,18 @@ from functools import cache
 import numpy as np
 import pytest
 
+from broker.bodies import Bodies
 from broker.ports import Ports
 from coordinator import prune as pruning
+from coordinator.explain import Reader, explain
+from coordinator.keystore import load_identity
 from coordinator.prune import VERSIONS_KEPT, prune
-from coordinator.recording import Recording
+from coordinator.recording import NothingToReplay, Recording
+from coordinator.recovery import open_whole
 from coordinator.replay import replay
 from coordinator.state import JobState
 from coordinator.verify import verify
-from coordinator.whatif import Settings, what_if
+from coordinator.whatif import Settings, blame, what_if
 from schemas import events as e
 from tests.coordinator.pruning import COUNT, HOME, Disk, small_segments
 from tests.sim import virtual_loop
@@ -102,6 +106,21 @@ def test_updates_wait_for_later_buffers_and_are_stale(disk: Disk) -> None:
     assert len(waited) > ROUNDS / 2, "or the other tests here show nothing"
 
 
+def test_it_is_told_which_version_holds_a_stale_update(disk: Disk) -> None:
+    reader = Reader(load_identity(disk.files, HOME), Bodies(disk.files, HOME / "bodies"))
+    journal, _ = open_whole(disk.files, HOME, disk.federation)
+    lines = [line for _, _, line in reader.lines(journal) if line["what"] == "update"]
+    held = {
+        (request.device, request.number): commit.fact.version
+        for commit in Recording(disk.ports, HOME).commits()
+        for request in commit.folded
+    }
+    for line in lines[:40:3]:
+        view = explain(reader, journal, line["index"])
+        assert view is not None
+        assert view["version"]["version"] == held[line["device"], line["request"]]
+
+
 def test_the_last_versions_can_be_computed_again(disk: Disk) -> None:
     everything = computed(disk)
     assert prune(disk.ports, HOME).segments > 0
@@ -122,6 +141,19 @@ def test_wherever_the_log_is_cut_what_is_left_can_be_computed_again(monkeypatch:
         list(what_if(Recording(disk.ports, HOME), "job", Settings(clip_norm=1.0)))
         rests.add(len(left))
     assert len(rests) > 5, "cuts of all kinds"
+
+
+def test_nobody_is_blamed_for_a_round_that_was_pruned_in_part(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_cut", lambda log, kept: CUT_MAX)
+    prune(disk.ports, HOME)
+    commits = Recording(disk.ports, HOME).commits("job")
+    rounds = [commit.fact.round for commit in commits if not commit.complete]
+    assert rounds
+    for number in rounds:
+        with pytest.raises(NothingToReplay, match="the log of it was pruned"):
+            blame(Recording(disk.ports, HOME), "job", number)
 
 
 def test_a_coordinator_that_serves_goes_on_after_a_prune_and_a_restart() -> None:
