@@ -177,7 +177,7 @@ def _holds(view: View, round_: int) -> bool:
     """Whether the version that this round made holds the update; of what was not folded, ended its round."""
     if view["verdict"] and view["verdict"]["folded"]:
         return "version" not in view  # the next one does
-    return round_ == view["round"] > 0
+    return 0 < round_ == int(view["round"])
 
 
 def sentences(view: View) -> list[str]:

@@ -194,12 +194,14 @@ class Works:
 
     def _finish(self, folder: Folder, job: Job) -> tuple[bytes, bytes, list[Leaning]] | None:
         """The digests of the next version and of what the server optimiser keeps, which are both durable, and
-        how the updates lean. None if they overflowed: nothing is written."""
+        how the updates lean. None if they overflowed, or the job ended: nothing is written."""
         last = job.versions[-1]
         moments, leaned = self._moments(job), list[Leaning]()
         if rule := aggregation(job.spec.server):
             try:
                 requests, updates = self._updates(job)
+                if not requests:
+                    return None  # the job ended while no thread was free
                 leaned = leanings(requests, folder.aggregate(rule, updates))
             except Unfit as error:
                 raise RuntimeError(

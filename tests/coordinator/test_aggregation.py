@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace as replace_field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from schemas import events as e
 from schemas.jobs import ServerSettings
 from tests.replay.history import found, spill, unsynced
 from tests.sim import virtual_loop
-from tests.sim.machine import sim_ports
+from tests.sim.machine import SimOffload, sim_ports
 from tests.standin import Federation, StandIn, federation, spec
 
 HOME = Path("/c")
@@ -40,6 +41,8 @@ RULES: list[dict[str, Any]] = [
     {"aggregation": "trimmed_mean", "trim": 0.2, "optimiser": "fedavgm"},
     {"aggregation": "multi_krum", "byzantine": 1, "clip_norm": 1.0},
 ]
+P = ParamSpec("P")
+R = TypeVar("R")
 Floats = NDArray[np.float32]
 Between = Callable[[Federation, asyncio.TaskGroup], Awaitable[None]]
 
@@ -198,3 +201,33 @@ def test_an_export_of_it_replays_to_the_bit_and_names_nobody(tmp_path: Path) -> 
     names = [each.device for commit in Recording(unsynced(), told).commits() for each in commit.fact.leanings]
     assert len(names) == ROUNDS * len(NAMES)
     assert not set(names) & set(NAMES)
+
+
+class Meanwhile(SimOffload):
+    """A thread is free for a version only after something else happened."""
+
+    def __init__(self) -> None:
+        self.happens: Callable[[], Awaitable[object]] | None = None
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.happens and function.__name__ == "_finish":
+            await self.happens()
+        return await super().run(function, *args, **kwargs)
+
+
+@pytest.mark.parametrize("server", RULES)
+def test_a_job_that_is_cancelled_while_its_version_waits_for_a_thread_ends(server: dict[str, Any]) -> None:
+    offload = Meanwhile()
+    ports = replace_field(sim_ports(), offload=offload)
+
+    async def play() -> None:
+        async with federation(HOME, ports, INLINE) as fed:
+            devices = [await fed.device(name) for name in NAMES]
+            offload.happens = lambda: fed.command("cancel", job="job")
+            await fed.command("submit", spec=spec(cohort=6, min_reports=6, server=server))
+            await play_round(devices, 1, INLINE)
+            await devices[0].next(e.JobFinished)
+            await fed.command("submit", spec=spec("other"))
+            await devices[0].next(e.TrainingRequest)
+
+    virtual_loop.run(play)
