@@ -43,6 +43,7 @@ from coordinator.facts import (
     RequestAccepted,
     RequestDeclined,
     RequestsIssued,
+    RoundClosed,
     RoundOpened,
     UpdateJudged,
     UpdateReceived,
@@ -181,6 +182,8 @@ def _put(connection: Connection, fact: AnyFact, at: Moment, index: int) -> None:
             row = {"job": fact.job, "round": fact.round, "opened_wall_s": at.wall_s}
             row["issued_run_s"] = None if fact.cohort else at.run_s  # nobody has to be asked
             connection.execute(insert(rounds).prefix_with("OR IGNORE"), row)
+        case RoundClosed():  # of what waited for it, before anybody was asked (asynchronous jobs)
+            _begin(connection, fact, at)
         case VersionCommitted():
             connection.execute(_JOB, {"of_job": fact.job, "state": JobState.RUNNING})
             times = {"committed_run_s": at.run_s, "committed_wall_s": at.wall_s}
@@ -212,10 +215,14 @@ def _of(fact: RequestAccepted | RequestDeclined | UpdateReceived | UpdateJudged)
     return {"of_job": fact.job, "of_device": fact.device, "of_request": fact.request}
 
 
-def _issue(connection: Connection, fact: RequestsIssued, at: Moment, index: int) -> None:
-    key = {"of_job": fact.job, "of_round": fact.round}
+def _begin(connection: Connection, fact: RequestsIssued | RoundClosed, at: Moment) -> None:
+    """A round's clock starts, unless it runs."""
     first = _ROUND.where(rounds.c.issued_run_s.is_(None))
-    connection.execute(first, key | {"issued_run_s": at.run_s})
+    connection.execute(first, {"of_job": fact.job, "of_round": fact.round, "issued_run_s": at.run_s})
+
+
+def _issue(connection: Connection, fact: RequestsIssued, at: Moment, index: int) -> None:
+    _begin(connection, fact, at)
     known = select(rounds).where(rounds.c.job == fact.job, rounds.c.round == fact.round)
     if connection.execute(known).first() is None or not fact.requests:
         return

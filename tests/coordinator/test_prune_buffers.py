@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +16,23 @@ import pytest
 from broker.bodies import Bodies
 from broker.ports import Ports
 from coordinator import prune as pruning
+from coordinator.config import Config
 from coordinator.explain import Reader, explain
+from coordinator.history import history
 from coordinator.keystore import load_identity
 from coordinator.prune import VERSIONS_KEPT, prune
 from coordinator.recording import NothingToReplay, Recording
+from coordinator.records import reading
 from coordinator.recovery import open_whole
+from coordinator.rekey.export import export
+from coordinator.rekey.updates import Content
 from coordinator.replay import replay
 from coordinator.state import JobState
 from coordinator.verify import verify
 from coordinator.whatif import Settings, blame, what_if
 from schemas import events as e
 from tests.coordinator.pruning import COUNT, HOME, Disk, small_segments
+from tests.replay.history import found, spill, unsynced
 from tests.sim import virtual_loop
 from tests.sim.disk import SimFiles
 from tests.sim.machine import sim_ports
@@ -119,6 +126,24 @@ def test_it_is_told_which_version_holds_a_stale_update(disk: Disk) -> None:
         view = explain(reader, journal, line["index"])
         assert view is not None
         assert view["version"]["version"] == held[line["device"], line["request"]]
+
+
+def test_an_export_of_stale_updates_replays_to_the_bit(disk: Disk, tmp_path: Path) -> None:
+    home, told = tmp_path / "home", tmp_path / "told"
+    spill(dict(found(disk.files, HOME)), home)
+    export(unsynced(), home, told, Config(broker="embedded:20123"), Content.KEEP)
+    result = replay(unsynced(), told)
+    assert result["equal"], result["difference"]
+    (versions,) = result["jobs"].values()
+    assert [version["computed"] for version in versions] == list(computed(disk).values())
+
+
+def test_the_records_of_a_pruned_log_have_every_round_that_is_left(disk: Disk) -> None:
+    prune(disk.ports, HOME)
+    with reading(disk.files, HOME, disk.federation) as tables:
+        views = history(tables, "job")
+    assert [view["version"] for view in views][-VERSIONS_KEPT:] == list(computed(disk))[-VERSIONS_KEPT:]
+    assert all(len(view["reports"]) == len(view["staleness"]) == 2 for view in views[-VERSIONS_KEPT + 1 :])
 
 
 def test_the_last_versions_can_be_computed_again(disk: Disk) -> None:
