@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.effects import Commit, Fold, SendRequest
 from coordinator.facts import RequestsIssued, RoundClosed, RoundExtended, UpdateJudged, VersionCommitted
 from coordinator.state import OPEN_REQUEST, Job, JobState, Request, RequestState
-from schemas.errors import JobRefused
 from schemas.events import Decline, StateReply, StateRequest
 from schemas.ids import key_id
-from schemas.jobs import AsyncSettings, parse_job
+from schemas.jobs import AsyncSettings
 from schemas.limits import OPEN_UPDATES_MAX
 from tests.coordinator.drive import Drive, checked, job_spec, ordered, told
-from tests.standin import spec
 
 
 def asynchronous(
@@ -235,27 +230,6 @@ def test_the_last_version_rejects_what_it_does_not_hold() -> None:
     assert job(drive).state is JobState.FINISHED
     rest = job(drive).requests["c", 1]
     assert (rest.state, rest.reason) == (RequestState.REJECTED, "the job was finished")
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"over_selection": 1.3}, "over_selection 1.3 means nothing"),
-        ({"asynchronous": {"concurrency": 20_000}}, "concurrency 20000 is more than 10000"),
-        (
-            {
-                "asynchronous": {"concurrency": 2, "per_device_max": 2},
-                "server": {"aggregation": "median"},
-                "cohort": 3,
-                "min_reports": 3,
-            },
-            "one device could outvote others",
-        ),
-    ],
-)
-def test_what_does_not_go_with_buffers_is_refused(fields: dict[str, Any], text: str) -> None:
-    with pytest.raises(JobRefused, match=text):
-        parse_job(spec(**{"asynchronous": {"concurrency": 2}} | fields))
 
 
 STEPS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=90)
