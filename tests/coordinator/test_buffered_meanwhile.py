@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-
 from coordinator.effects import Commit, Fold
-from schemas.errors import JobRefused
 from schemas.events import RequestRef, StateReply, StateRequest
-from schemas.jobs import AsyncSettings, parse_job
+from schemas.jobs import AsyncSettings
 from tests.coordinator.drive import Drive, checked, job_spec, told
 from tests.coordinator.test_core_buffered import asynchronous, report
-from tests.standin import spec
 
 
 def test_a_device_that_asks_while_a_version_is_made_goes_on_training() -> None:
@@ -44,24 +38,3 @@ def test_a_slow_device_is_quarantined_for_as_long_as_a_fast_one() -> None:
         for device in "ab":
             report(drive, device)
     assert asked == [False, False, False, True], "the rest of the open buffer, and two more"
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"over_selection": 1.3}, "over_selection 1.3 means nothing"),
-        ({"asynchronous": {"concurrency": 20_000}}, "concurrency 20000 is more than 10000"),
-        (
-            {
-                "asynchronous": {"concurrency": 2, "per_device_max": 2},
-                "server": {"aggregation": "median"},
-                "cohort": 3,
-                "min_reports": 3,
-            },
-            "one device could outvote others",
-        ),
-    ],
-)
-def test_what_does_not_go_with_buffers_is_refused(fields: dict[str, Any], text: str) -> None:
-    with pytest.raises(JobRefused, match=text):
-        parse_job(spec(**{"asynchronous": {"concurrency": 2}} | fields))
