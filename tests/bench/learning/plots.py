@@ -89,6 +89,7 @@ def uplink(result: Result, path: Path) -> None:
         for place, row in enumerate(rows):
             label = f"{row['strategy']}: {row['final_mean']:.4f}, {row['times_less']:.1f} times less"
             band(left, row["accuracy"], f"C{place}", label)
+            left.lines[-1].set_linestyle(("-", "--", ":")[place % 3])  # they may lie on each other
             mean = np.mean(row["accuracy"], axis=0)
             sent = np.arange(len(mean)) * result["bytes_of_a_request"][row["strategy"]]["up"] / 1e6
             right.plot(sent[1:], mean[1:], color=f"C{place}", lw=1.4, label=row["strategy"])
@@ -97,7 +98,7 @@ def uplink(result: Result, path: Path) -> None:
             axes.set(ylim=(0.5, 1), title=f"alpha {alpha:g}")
             axes.legend(loc="lower right", fontsize=8)
         left.set(xlabel="round", ylabel=f"accuracy, test set; mean and range of {len(row['final'])} seeds")
-        right.set(xlabel="MB up of a device in all rounds", xscale="log", ylabel="accuracy, mean")
+        right.set(xlabel="MB up, of a device that is in every round", xscale="log", ylabel="accuracy, mean")
     plot._save(figure, path)
 
 
