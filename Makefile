@@ -34,7 +34,7 @@ help:
 	@echo "make test         the tests; as root on Debian or Ubuntu it installs the brokers and the data that they need"
 	@echo "make check        formatting, lint, types, import directions, tidiness"
 	@echo "make bench        the measurements"
-	@echo "make bench-learning  what is learned: strategies, local steps, asynchronous rounds; ARGS=strategies for one"
+	@echo "make bench-learning  what is learned: strategies, local steps, asynchronous rounds, bytes; ARGS=strategies for one"
 	@echo "make sim          simulated fleets with every fault, seed after seed: SEEDS=0:2000"
 	@echo "make crash-points kill the simulated programs at every point of a round, and count what is lost"
 	@echo "make mutants      plant bugs, and look whether the simulation finds them"

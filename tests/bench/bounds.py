@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Final
 
 from schemas.limits import MIB
@@ -142,6 +142,23 @@ def _asynchronous(result: Result) -> Iterator[Bound]:
                 yield Bound(f"{cell}: slow devices' accuracy lost", -row[what]["mean"], 0.02)
 
 
+def _bytes(result: Result) -> Iterator[Bound]:
+    plain = {row["alpha"]: row for row in result["rows"] if row["strategy"] == "float32"}
+    most = max(row["times_less"] for row in result["rows"])
+    yield Bound("times fewer bytes up than float32, of any encoding", most, 25, least=True)
+    for row in result["rows"]:
+        if row["strategy"] != result["best_thin"]:
+            continue
+        cell = f"{row['strategy']}, alpha {row['alpha']:g}"
+        yield Bound(f"{cell}: times fewer bytes up than float32", row["times_less"], 25, least=True)
+        yield Bound(f"{cell}: accuracy lost", -row["final_over_first"]["mean"], 0.005)
+        never = result["plan"]["rounds"] + 1
+        ours, theirs = (
+            fmean(each or never for each in side["rounds_to_target"]) for side in (row, plain[row["alpha"]])
+        )
+        yield Bound(f"{cell}: rounds to 90 % over float32's", ours / theirs, 1.1)
+
+
 def _fashion(result: Result) -> Iterator[Bound]:
     rounds = result["plan"]["rounds"]
     for seed, best in zip(result["plan"]["seeds"], result["best"], strict=True):
@@ -167,6 +184,7 @@ _BOUNDS: Final[dict[str, Callable[[Result], Iterator[Bound]]]] = {
     "strategies": _strategies,
     "nova": _nova,
     "asynchronous": _asynchronous,
+    "bytes": _bytes,
     "fashion": _fashion,
 }
 

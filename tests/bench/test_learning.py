@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from coordinator.state import Job, Request
 from schemas.jobs import LocalSettings
 from tests.bench import bounds
 from tests.bench.learning import (
@@ -22,6 +23,7 @@ from tests.bench.learning import (
     simulated,
     stats,
     strategies,
+    uplink,
 )
 from tests.bench.learning.delays import MODELS
 from tests.brokers import require
@@ -85,9 +87,13 @@ def test_a_simulated_federation_learns_in_virtual_time(delay: str) -> None:
     assert digits.accuracy(learned.models[-1], split.test) > 0.5
 
 
-def test_simulated_rounds_come_to_what_those_without_a_bus_come_to() -> None:
-    """With everybody in every round, the model's way differs by batches and the order of the sum alone."""
-    split, fields = digits.split(DEVICES, 1.0, 0), {"rounds": 6, "cohort": DEVICES, "deadline_s": 1e6}
+@pytest.mark.parametrize("up", ["float32", "eden1", "topk"])
+def test_simulated_rounds_come_to_what_those_without_a_bus_come_to(up: str) -> None:
+    """With everybody in every round, the model's way differs by batches, the order of the sum and what
+    is drawn in encoding alone."""
+    split = digits.split(DEVICES, 1.0, 0)
+    fields: dict[str, Any] = {"rounds": 6, "cohort": DEVICES, "deadline_s": 1e6}
+    fields |= {"compression": {"up": up, "fraction": 0.1}}
     learned = simulated.learn(0, split, "half-normal", direct.job_fields(0, **fields))
     found = list(direct.accuracies(direct.job(0, **fields), direct.Digits(split, 0)))
     assert digits.accuracy(learned.models[0], split.test) == found[0]
@@ -121,6 +127,29 @@ def test_devices_with_other_numbers_of_local_steps_are_compared(tmp_path: Path) 
     result = nova.measure(plan, each)
     plots.nova(result, tmp_path / "nova.png")
     assert [tuple(each["plan"]["steps"]) for each in result["ranges"]] == list(nova.RANGES)
+
+
+def test_encodings_are_compared(tmp_path: Path) -> None:
+    plan = strategies.Plan(
+        devices=DEVICES, rounds=2, alphas=[0.5], seeds=[0, 1], tuned_on=[100], hidden=1_400
+    )
+    result = uplink.measure(plan, each)
+    plots.uplink(result, tmp_path / "bytes.png")
+    assert [row["strategy"] for row in result["rows"]] == list(uplink.ENCODINGS)
+    assert result["bytes_of_a_request"]["float32"]["up"] > 4 * 105_010
+    assert set(result["tried"]) == {"eden1", "topk"}
+    assert len(list(bounds.of("bytes", result))) == 4
+
+
+def test_what_top_k_leaves_out_of_a_change_comes_later() -> None:
+    state = Job("job", direct.job(0, compression={"up": "topk", "fraction": 0.25}), "", 0.0)
+    travel, out, come = direct._Travel(state, 8), np.empty(8, np.float32), np.zeros(8, np.float32)
+    change = np.arange(1, 9, dtype=np.float32)
+    for round_ in range(1, 21):
+        travel.arrive(Request("d00", round_, round_, b""), change, out)
+        assert np.count_nonzero(out) == 2
+        come += out
+    np.testing.assert_allclose(come + travel._left_out["d00"], 20 * change)
 
 
 def test_times_are_compared(tmp_path: Path) -> None:

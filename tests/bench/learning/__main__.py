@@ -6,12 +6,13 @@ import sys
 from typing import Final
 
 from tests.bench import run
-from tests.bench.learning import asynchronous, fashion, nova, plots, strategies
+from tests.bench.learning import asynchronous, fashion, nova, plots, strategies, uplink
 
 BENCHES: Final[run.Benches] = {
     "strategies": (strategies.measure, plots.strategies),
     "nova": (nova.measure, plots.nova),
     "asynchronous": (asynchronous.measure, plots.asynchronous),
+    "bytes": (uplink.measure, plots.uplink),
     "fashion": (fashion.measure, plots.fashion),
 }
 

@@ -1,4 +1,5 @@
-"""The benches' task: scikit-learn's digits on fifty Dirichlet devices, an MLP of 2,410 parameters in numpy.
+"""The benches' task: scikit-learn's digits on fifty Dirichlet devices, an MLP in numpy, of 2,410 parameters
+unless a bench asks for more.
 
 360 of the 1,797 images are kept for the central test; the others are spread by Dirichlet(alpha) for each
 class (Hsu, Qi and Brown 2019, section 3). Training is SGD on the cross-entropy in shuffled passes, as the
@@ -23,8 +24,9 @@ Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 DEVICES: Final = 50
-SHAPES: Final = ((65, 32), (33, 10))
-"""Of the two layers, each with its biases as a last row, for an input that is always 1."""
+INPUTS: Final = 65  # the last one always 1: its weights are the biases, so it is with the hidden ones
+CLASSES: Final = 10
+HIDDEN: Final = 32
 COUNT: Final = 2_410
 ONE_HOT: Final = np.eye(10, dtype=np.float32)
 SAMPLES_MIN: Final = 2  # of a device; with more, a split by Dirichlet(0.1) is hardly ever drawn
@@ -81,16 +83,17 @@ def split(devices: int, alpha: float, seed: int) -> Split:
 
 
 def _layers(flat: Floats) -> tuple[Floats, Floats]:
-    """Each a part of the flat vectors, one or more."""
-    (first, second), end = SHAPES, SHAPES[0][0] * SHAPES[0][1]
-    many = flat.shape[:-1]
-    return flat[..., :end].reshape(*many, *first), flat[..., end:].reshape(*many, *second)
+    """Each a part of the flat vectors, one or more, whose size says how many hidden units there are."""
+    hidden = (flat.shape[-1] - CLASSES) // (INPUTS + CLASSES)
+    many, end = flat.shape[:-1], INPUTS * hidden
+    first = flat[..., :end].reshape(*many, INPUTS, hidden)
+    return first, flat[..., end:].reshape(*many, hidden + 1, CLASSES)
 
 
-def initial(seed: int) -> Floats:
+def initial(seed: int, hidden: int = HIDDEN) -> Floats:
     """First parameters, uniform within 1/√inputs, as PyTorch's linear layers begin."""
     rng = np.random.default_rng([seed, 1])
-    flat = np.empty(COUNT, np.float32)
+    flat = np.empty(INPUTS * hidden + (hidden + 1) * CLASSES, np.float32)
     for layer in _layers(flat):
         layer[...] = rng.uniform(-1.0, 1.0, layer.shape) / np.sqrt(len(layer) - 1)
     return flat
@@ -108,7 +111,7 @@ def train(
     steps = [each.steps(len(part.y)) for each, part in zip(local, held, strict=True)]
     order = sorted(range(len(held)), key=lambda number: -steps[number])
     form = len(held), max(steps), common.batch_size
-    x, wanted = np.zeros((*form, SHAPES[0][0]), np.float32), np.zeros((*form, SHAPES[1][1]), np.float32)
+    x, wanted = np.zeros((*form, INPUTS), np.float32), np.zeros((*form, CLASSES), np.float32)
     weights = np.zeros((*form, 1), np.float32)
     for place, number in enumerate(order):
         part, taken = held[number], steps[number]
@@ -165,7 +168,7 @@ def _gradient(flat: Floats, x: Floats, wanted: Floats, weights: Floats, out: Flo
 
 
 def _hidden(first: Floats, x: Floats) -> Floats:
-    hidden: Floats = np.ones((*x.shape[:-1], SHAPES[1][0]), first.dtype)
+    hidden: Floats = np.ones((*x.shape[:-1], first.shape[-1] + 1), first.dtype)
     np.maximum(x @ first, 0.0, out=hidden[..., :-1])
     return hidden
 

@@ -80,6 +80,28 @@ def asynchronous(result: Result, path: Path) -> None:
     plot._save(figure, path)
 
 
+def uplink(result: Result, path: Path) -> None:
+    """Accuracy by round, and by bytes that the devices have sent; a row for each skew."""
+    alphas = result["plan"]["alphas"]
+    figure, grid = plt.subplots(len(alphas), 2, figsize=(11, 3.6 * len(alphas)), squeeze=False)
+    for (left, right), alpha in zip(grid, alphas, strict=True):
+        rows = [row for row in result["rows"] if row["alpha"] == alpha]
+        for place, row in enumerate(rows):
+            label = f"{row['strategy']}: {row['final_mean']:.4f}, {row['times_less']:.1f} times less"
+            band(left, row["accuracy"], f"C{place}", label)
+            left.lines[-1].set_linestyle(("-", "--", ":")[place % 3])  # they may lie on each other
+            mean = np.mean(row["accuracy"], axis=0)
+            sent = np.arange(len(mean)) * result["bytes_of_a_request"][row["strategy"]]["up"] / 1e6
+            right.plot(sent[1:], mean[1:], color=f"C{place}", lw=1.4, label=row["strategy"])
+        for axes in (left, right):
+            axes.axhline(0.9, color="0.7", lw=0.8, zorder=0)
+            axes.set(ylim=(0.5, 1), title=f"alpha {alpha:g}")
+            axes.legend(loc="lower right", fontsize=8)
+        left.set(xlabel="round", ylabel=f"accuracy, test set; mean and range of {len(row['final'])} seeds")
+        right.set(xlabel="MB up, of a device that is in every round", xscale="log", ylabel="accuracy, mean")
+    plot._save(figure, path)
+
+
 def fashion(result: Result, path: Path) -> None:
     """Accuracy of each seed by round, beside the training in one place."""
     figure, axes = plt.subplots(figsize=(7, 3.8))

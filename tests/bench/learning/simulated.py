@@ -1,6 +1,6 @@
 """A whole federation that really learns, on a virtual clock: the production coordinator and agents over a
-memory broker, without faults. Its workers train the MLP of `digits` and seal with production code; how long
-that takes is drawn from a delay model (`delays`)."""
+memory broker, without faults. Its workers train the MLP of `digits`, encode and seal with production code;
+how long that takes is drawn from a delay model (`delays`)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 
 from broker.bus import Bus, Credentials
@@ -26,14 +27,16 @@ from coordinator.facts import JobEnded, UpdateJudged, VersionCommitted
 from coordinator.keystore import KeyStore, load_identity
 from coordinator.recovery import FOLDER
 from coordinator.store import Store
+from edge_agent.encoder import encode_delta
 from edge_agent.sealer import open_model, seal_update
 from schemas import work
+from schemas.encodings import FLOAT32
 from schemas.events import Update, Vector
 from schemas.ids import COORDINATOR
 from schemas.models import DELTA
 from tests.bench.learning import digits
 from tests.bench.learning.delays import MODELS, Draw
-from tests.bench.learning.digits import COUNT, Floats, Samples, Split
+from tests.bench.learning.digits import Floats, Samples, Split
 from tests.sim.crypto import seeded
 from tests.sim.disk import SimFiles
 from tests.sim.federation import World, run
@@ -69,23 +72,24 @@ class Learning(World):
     poll_s = UNIT_S / 10
     worker_idle_s = 1e6
 
-    def __init__(self, seed: int, split: Split, delay: str, fields: dict[str, Any]) -> None:
+    def __init__(self, seed: int, split: Split, delay: str, fields: dict[str, Any], hidden: int) -> None:
         self.size = len(split.devices)
         self.split = split
+        self.first = digits.initial(seed, hidden)
         self.fields = fields
         self.sent: dict[bool, int] = {True: 0, False: 0}  # bytes; True: by the coordinator
         self.counting = False
         self.pace = MODELS[delay](self.size, random.Random(f"{seed}:{delay}"))
         super().__init__(seed)
         self.quiet = True
-        self.count = COUNT
+        self.count = len(self.first)
         self.faults_end_s = 1e9
 
     def offload(self, rng: random.Random) -> SimOffload:
         return SimOffload()
 
     def makes(self) -> Answer:
-        return _maker(self.center.ports, self.seed)
+        return _maker(self.center.ports, self.first)
 
     def worker(self, index: int, draw: random.Random) -> SimProcess:
         answer = trainer(self.devices[f"d{index}"].ports, self.split.devices[index], [self.seed, index])
@@ -117,16 +121,16 @@ class _Paced(SimProcess):
         await super().write(data)
 
 
-def _maker(ports: Ports, seed: int) -> Answer:
+def _maker(ports: Ports, first: Floats) -> Answer:
     def answer(data: bytes) -> bytes | None:
         order = work.decode_order(data[work.FRAME.size :])
         assert isinstance(order, work.Make)
         file = ports.files.open(Path(order.out), create=True)
         file.truncate(0)
-        file.append(digits.initial(seed).tobytes())
+        file.append(first.tobytes())
         file.sync()
         file.close()
-        return work.encode(work.Made(layout=layout(order.job, COUNT)))
+        return work.encode(work.Made(layout=layout(order.job, len(first))))
 
     return answer
 
@@ -140,20 +144,22 @@ def trainer(ports: Ports, held: Samples, seed: list[int]) -> Answer:
         base = np.frombuffer(open_model(ports.files, order), "<f4")
         rng = np.random.default_rng([*seed, order.request])
         ((change, steps),) = digits.train(base, [held], [order.local], [rng])
-        delta = memoryview(change.astype("<f4").tobytes())
+        delta = memoryview(bytearray(change.astype("<f4").tobytes()))
+        content = encode_delta(ports.files, order, delta)
         update = Update(
             job=order.manifest.job,
             request=order.request,
             base=order.manifest.model,
-            vectors=[Vector(DELTA, COUNT)],
+            vectors=[Vector(DELTA, len(base))],
             samples=len(held.y),
             steps=steps,
             train_s=0.0,
             metrics={},
             evaluation={},
-            content=sha256(delta).digest(),
+            content=sha256(content).digest(),
+            encoding=msgspec.UNSET if order.encoding == FLOAT32 else order.encoding,
         )
-        sealed = seal_update(ports, order, update, delta)
+        sealed = seal_update(ports, order, update, content)
         trained = work.Trained(
             clear=sealed.clear,
             seal=sealed.seal,
@@ -168,12 +174,14 @@ def trainer(ports: Ports, held: Samples, seed: list[int]) -> Answer:
     return answer
 
 
-def learn(seed: int, split: Split, delay: str, fields: dict[str, Any]) -> Learned:
+def learn(
+    seed: int, split: Split, delay: str, fields: dict[str, Any], hidden: int = digits.HIDDEN
+) -> Learned:
     """Play one job to its end; ``fields`` are of the job. Raises on a defect."""
     worlds: list[Learning] = []
 
     def make(seed: int) -> World:
-        worlds.append(Learning(seed, split, delay, fields))
+        worlds.append(Learning(seed, split, delay, fields, hidden))
         return worlds[0]
 
     gc.disable()  # the garbage of a seed goes at its end

@@ -56,6 +56,7 @@ class Plan:
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     tuned_on: Sequence[int] = (100, 101, 102)
     steps: tuple[int, int] | None = None
+    hidden: int = digits.HIDDEN
 
 
 def measure(
@@ -68,7 +69,7 @@ def measure(
         tried[name] = _try(plan, grid, spread) if len(grid) > 1 else []
         chosen[name] = grid[_best(tried[name])] if tried[name] else grid[0]
     curves = _curves(plan, list(chosen.values()), plan.seeds, spread)
-    of_request = {name: wire(fields) for name, fields in chosen.items()}
+    of_request = {name: wire(fields, plan.hidden) for name, fields in chosen.items()}
     rows = []
     for alpha in plan.alphas:
         for index, name in enumerate(chosen):
@@ -106,7 +107,7 @@ def told(plan: Plan, found: list[list[float]], base: list[list[float]], request_
     }
 
 
-def wire(fields: Fields) -> dict[str, int]:
+def wire(fields: Fields, hidden: int = digits.HIDDEN) -> dict[str, int]:
     """Bytes of one training request with its answer, up and down, as the parties of a simulation publish
     them: the request, the model's chunks, the sealed update and all that is said about them."""
     devices = 6
@@ -114,7 +115,7 @@ def wire(fields: Fields) -> dict[str, int]:
     totals = []
     for rounds in (1, 3):
         asked = direct.job_fields(0, rounds=rounds, cohort=devices, deadline_s=86_400.0, **fields)
-        learned = simulated.learn(0, split, "half-normal", asked)
+        learned = simulated.learn(0, split, "half-normal", asked, hidden)
         totals.append((learned.up_bytes, learned.down_bytes))
     (up_1, down_1), (up_3, down_3) = totals
     return {"up": (up_3 - up_1) // (2 * devices), "down": (down_3 - down_1) // (2 * devices)}
@@ -152,5 +153,5 @@ def curve(plan: Plan, fields: Fields, alpha: float, seed: int) -> list[float]:
         draw = random.Random(f"{seed}:steps")
         for device in range(plan.devices):  # an epoch has a step at least
             own[device] = replace(asked.local, epochs=plan.steps[1], steps_max=draw.randint(*plan.steps))
-    fleet = direct.Digits(digits.split(plan.devices, alpha, seed), seed, own)
+    fleet = direct.Digits(digits.split(plan.devices, alpha, seed), seed, own, plan.hidden)
     return list(direct.accuracies(asked, fleet))
