@@ -27,6 +27,8 @@ TABLES: Final = (
     "asynchronous",
     "evaluation",
     "personal",
+    "compression",
+    "scaffold",
 )  # of a job, told each by itself
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -148,6 +150,8 @@ def _setting(report: Report) -> str:
         "server": spec["server"] | {"learning_rate": report.job.spec.server.rate},
         "asynchronous": spec["asynchronous"],
         "personal": spec.get("personal"),
+        "compression": spec["compression"],
+        "scaffold": spec.get("scaffold"),
     }
     lists = [
         f"<div><h3>{name}</h3><dl>"
